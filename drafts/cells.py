@@ -1,0 +1,172 @@
+"""Cells of a comparison (method × kind × concurrency × temperature × repeat) and the table rows made from them."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drafts.client import Answer, Sampling, ask_all
+from drafts.looping import loops
+from drafts.methods import MODEL
+from drafts.prompts import Prompt
+from stages.progress import progress
+
+Tokenize = Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a cell is measured under, besides the method."""
+
+    kind: str
+    concurrency: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All prompts of one kind answered once by one method under one condition."""
+
+    method: str
+    condition: Condition
+    repeat: int
+    answers: tuple[Answer, ...]
+    wall_s: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens of all answers."""
+        return sum(answer.completion_tokens for answer in self.answers)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second of wall time."""
+        return self.num_tokens / self.wall_s
+
+
+def run_cells(
+    urls: dict[str, str], prompts: Sequence[Prompt], conditions: Sequence[Condition], sampling: Sampling, repeats: int
+) -> list[Cell]:
+    """Runs every cell; the methods take turns within each condition, in an order that shifts with every repeat.
+
+    One unmeasured request to each method goes first.
+    """
+    methods = list(urls)
+    for method in methods:
+        asyncio.run(ask_all(urls[method], MODEL, prompts[:2], Sampling(16, 1.0), 2))
+    cells = []
+    with progress("measuring", repeats * len(conditions) * len(methods), "cells") as advance:
+        for repeat in range(repeats):
+            for condition in conditions:
+                chosen = [prompt for prompt in prompts if prompt.kind == condition.kind]
+                drawn = Sampling(sampling.max_tokens, condition.temperature, sampling.seed + 10_000 * repeat)
+                for turn in range(len(methods)):
+                    method = methods[(turn + repeat) % len(methods)]
+                    answers, wall = asyncio.run(ask_all(urls[method], MODEL, chosen, drawn, condition.concurrency))
+                    cells.append(Cell(method, condition, repeat, tuple(answers), wall))
+                    advance(1, note=f"{method} {condition.kind}")
+    return cells
+
+
+def conditions_of(
+    prompts: Sequence[Prompt], concurrencies: Sequence[int], temperatures: Sequence[float]
+) -> list[Condition]:
+    """Every combination of the prompts' kinds with the given concurrencies and temperatures."""
+    kinds = sorted({prompt.kind for prompt in prompts})
+    return [Condition(k, c, t) for k in kinds for c in concurrencies for t in temperatures]
+
+
+def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, Condition, list[Cell], list[Cell]]]:
+    """(method, condition, its cells, plain's cells), both by repeat."""
+    for method, condition in dict.fromkeys((cell.method, cell.condition) for cell in cells):
+        same = [cell for cell in cells if cell.condition == condition]
+        own = sorted((c for c in same if c.method == method), key=lambda c: c.repeat)
+        yield method, condition, own, sorted((c for c in same if c.method == "plain"), key=lambda c: c.repeat)
+
+
+def acceptance(answers: Sequence[Answer]) -> dict[str, float | None]:
+    """Acceptance over all answers: ratios of sums, never averages of ratios; None where nothing was drafted."""
+    records = [answer.speculation for answer in answers if answer.speculation]
+    drafts = sum(r.num_drafts for r in records)
+    proposed = sum(r.num_draft_tokens for r in records)
+    accepted = sum(r.num_accepted_tokens for r in records)
+    return {
+        "num_drafts": drafts,
+        "num_draft_tokens": proposed,
+        "num_accepted_tokens": accepted,
+        "acceptance_rate": accepted / proposed if proposed else None,
+        "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
+    }
+
+
+def histogram(answers: Sequence[Answer]) -> list[int]:
+    """Steps that accepted exactly 0, 1, … tokens, summed over the answers."""
+    rows = [answer.speculation.histogram for answer in answers if answer.speculation]
+    width = max(map(len, rows), default=0)
+    return [sum(row[i] for row in rows if i < len(row)) for i in range(width)]
+
+
+def _rate_without(answers: Sequence[Answer], left_out: set[str]) -> float | None:
+    """Output tokens per second of request time, over the answers whose prompts are not left out."""
+    kept = [answer for answer in answers if answer.prompt_id not in left_out]
+    seconds = sum(answer.e2e_s for answer in kept)
+    return sum(answer.completion_tokens for answer in kept) / seconds if seconds else None
+
+
+def _ratio(own: float | None, base: float | None) -> float | None:
+    return own / base if own and base else None
+
+
+def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell], tokenize: Tokenize) -> dict[str, Any]:
+    """One row of the table.
+
+    ``speedup`` is the mean over repeats of (tokens per second / plain's in the same repeat); low and high are the
+    extremes. ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that repeat.
+    ``identical_outputs`` compares texts of equal prompts with plain's in the same repeat (greedy only).
+    """
+    answers = [answer for cell in own for answer in cell.answers]
+    ratios = [cell.tokens_per_s / base.tokens_per_s for cell, base in zip(own, plain, strict=True)]
+    looping = [{a.prompt_id for a in cell.answers if loops(tokenize(a.text))} for cell in own]
+    base_looping = [{a.prompt_id for a in cell.answers if loops(tokenize(a.text))} for cell in plain]
+    calm = [
+        _ratio(_rate_without(cell.answers, mine | theirs), _rate_without(base.answers, mine | theirs))
+        for cell, base, mine, theirs in zip(own, plain, looping, base_looping, strict=True)
+    ]
+    calm_ratios = [ratio for ratio in calm if ratio is not None]
+    pairs = [(a, b) for cell, base in zip(own, plain, strict=True) for a, b in zip(cell.answers, base.answers, strict=True)]
+    tpots = [answer.tpot_s for answer in answers if answer.tpot_s is not None]
+    return {
+        "method": method, "kind": condition.kind, "concurrency": condition.concurrency,
+        "temperature": condition.temperature, "num_prompts": len(own[0].answers), "repeats": len(own),
+        "output_tokens_per_s": sum(c.num_tokens for c in own) / sum(c.wall_s for c in own),
+        "tpot_s": statistics.median(tpots) if tpots else None,
+        "ttft_s": statistics.median(answer.ttft_s for answer in answers),
+        "speedup": statistics.mean(ratios), "speedup_low": min(ratios), "speedup_high": max(ratios),
+        "speedup_without_loops": statistics.mean(calm_ratios) if calm_ratios else None,
+        **acceptance(answers), "acceptance_histogram": histogram(answers),
+        "identical_outputs": sum(a.text == b.text for a, b in pairs) / len(pairs) if condition.temperature == 0 else None,
+        "looping_outputs": sum(map(len, looping)) / len(answers),
+        "output_tokens": sum(answer.completion_tokens for answer in answers),
+    }  # fmt: skip
+
+
+def rows_of(cells: Sequence[Cell], tokenize: Tokenize) -> list[dict[str, Any]]:
+    """All rows of the table; plain must be among the methods."""
+    return [row_of(method, condition, own, plain, tokenize) for method, condition, own, plain in _groups(cells)]
+
+
+def differing(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Greedy answers that are not plain's, each prompt and method once: {method, prompt_id, kind, text, plain_text}."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for method, condition, own, plain in _groups(cells):
+        if condition.temperature != 0 or method == "plain":
+            continue
+        for cell, base in zip(own, plain, strict=True):
+            for a, b in zip(cell.answers, base.answers, strict=True):
+                if a.text != b.text:
+                    record = {"method": method, "prompt_id": a.prompt_id, "kind": a.kind, "concurrency": condition.concurrency}
+                    found.setdefault((method, a.prompt_id), {**record, "text": a.text, "plain_text": b.text})
+    return list(found.values())

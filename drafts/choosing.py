@@ -1,0 +1,135 @@
+"""Chooses how many tokens the draft proposes, or that no draft pays: a pure function of the measurements.
+
+For K = num_speculative_tokens (methods of the field, e.g. arXiv 2211.17192, with measured costs instead of assumed):
+
+    tau(K)   = 1 + sum_{j=1..K} P(first j draft tokens accepted)        mean acceptance length, bonus token included
+    step(K)  = base + slope * K                                         from steps timed at two values of K
+    speed-up = tau(K) * plain step / step(K)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from stages.errors import InputError
+from stages.settings import Settings
+
+
+class StepCost(Settings):
+    """Seconds of one engine step at one concurrency; ``num_speculative_tokens`` 0 is plain decoding."""
+
+    num_speculative_tokens: int = Field(ge=0)
+    seconds: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+
+class Acceptance(Settings):
+    """How many draft tokens the steps of one kind of traffic accepted.
+
+    Attributes:
+        histogram: steps that accepted exactly 0, 1, … K tokens, all with the same K = len - 1.
+    """
+
+    kind: str
+    temperature: float
+    histogram: tuple[int, ...]
+
+
+class Measurements(Settings):
+    """What ``understudy measure`` found in the real engine on this machine."""
+
+    concurrency: int = Field(ge=1)
+    costs: tuple[StepCost, ...]
+    acceptances: tuple[Acceptance, ...]
+
+
+class ChooseSettings(Settings):
+    """What decides the choice.
+
+    Attributes:
+        min_gain: no draft is chosen when the expected speed-up is below 1 + this.
+        max_tokens: the largest num_speculative_tokens to consider; what was measured bounds it too.
+    """
+
+    min_gain: float = Field(default=0.03, ge=0)
+    max_tokens: int = Field(default=8, ge=1)
+
+
+class Expected(Settings):
+    """What the chosen setting should give, so that the gateway can say when reality drifts from it."""
+
+    speedup: float
+    acceptance_rate: float
+    mean_acceptance_length: float
+
+
+class Choice(Settings):
+    """The decision; ``num_speculative_tokens`` is None when no draft pays.
+
+    Attributes:
+        predicted: expected speed-up for each considered K, as (K, speed-up).
+    """
+
+    num_speculative_tokens: int | None
+    expected: Expected | None
+    predicted: tuple[tuple[int, float], ...]
+    reason: str
+
+
+def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> float:
+    """Mean acceptance length (bonus token included) that K tokens would have had.
+
+    Sequential drafting proposes token j + 1 without knowing K, so the first K positions of a longer run count as is.
+    """
+    steps = sum(histogram)
+    if steps == 0:
+        raise InputError("measurements: an acceptance histogram has no steps; measure with more prompts")
+    accepted = sum(min(j, num_speculative_tokens) * count for j, count in enumerate(histogram))
+    return 1 + accepted / steps
+
+
+def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int) -> float:
+    """Seconds of a speculative step at K, on the line through the two (or nearest two) measured values of K."""
+    measured = sorted((c.num_speculative_tokens, c.seconds) for c in costs if c.num_speculative_tokens > 0)
+    if len({k for k, _ in measured}) < 2:
+        raise InputError("measurements: speculative steps at two different num_speculative_tokens are needed")
+    (k0, s0), (k1, s1) = measured[0], measured[-1]
+    return s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0)
+
+
+def plain_seconds(costs: Sequence[StepCost]) -> float:
+    """Seconds of a plain step."""
+    for cost in costs:
+        if cost.num_speculative_tokens == 0:
+            return cost.seconds
+    raise InputError("measurements: the plain step (num_speculative_tokens 0) is missing")
+
+
+def predict(measurements: Measurements, num_speculative_tokens: int) -> tuple[float, float]:
+    """(speed-up, mean acceptance length) at K: geometric and arithmetic mean over kinds and temperatures."""
+    lengths = [acceptance_length(a.histogram, num_speculative_tokens) for a in measurements.acceptances]
+    ratio = plain_seconds(measurements.costs) / step_seconds(measurements.costs, num_speculative_tokens)
+    speedup = math.exp(sum(math.log(length * ratio) for length in lengths) / len(lengths))
+    return speedup, sum(lengths) / len(lengths)
+
+
+def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
+    """The K with the highest predicted speed-up, or none if that gains less than ``min_gain``."""
+    if not measurements.acceptances:
+        raise InputError("measurements: no acceptance was measured")
+    longest = min(len(a.histogram) - 1 for a in measurements.acceptances)
+    candidates = range(1, min(longest, settings.max_tokens) + 1)
+    predicted = tuple((k, predict(measurements, k)[0]) for k in candidates)
+    best, speedup = max(predicted, key=lambda pair: pair[1])
+    length = predict(measurements, best)[1]
+    figures = f"{speedup:.2f}x plain at mean acceptance length {length:.2f} (concurrency {measurements.concurrency})"
+    if speedup < 1 + settings.min_gain:
+        reason = f"No draft: the best setting, {best} draft tokens, would give {figures}; at least {1 + settings.min_gain:.2f}x is asked for."
+        return Choice(num_speculative_tokens=None, expected=None, predicted=predicted, reason=reason)
+    expected = Expected(speedup=speedup, acceptance_rate=(length - 1) / best, mean_acceptance_length=length)
+    reason = f"{best} draft tokens per step: expected {figures}, the highest of {candidates[0]} to {candidates[-1]}."
+    return Choice(num_speculative_tokens=best, expected=expected, predicted=predicted, reason=reason)

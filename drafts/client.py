@@ -1,0 +1,158 @@
+"""Asks an OpenAI-compatible server and notes what was said, how fast, and how much of it the draft proposed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from drafts.prompts import Prompt
+from stages.errors import EngineError
+
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: temperature 0 is greedy; the seed of request i is ``seed + i``."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """One request's acceptance record as the engine gave it.
+
+    Attributes:
+        histogram: how many steps accepted exactly 0, 1, … num_speculative_tokens draft tokens.
+    """
+
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered prompt. Times are seconds since the request was sent."""
+
+    prompt_id: str
+    kind: str
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    e2e_s: float
+    speculation: Speculation | None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; None for answers of one token."""
+        if self.completion_tokens < 2:
+            return None
+        return (self.e2e_s - self.ttft_s) / (self.completion_tokens - 1)
+
+
+def parse_speculation(event: dict[str, Any]) -> Speculation | None:
+    """The acceptance record of a final chunk or body, or None if it carries none."""
+    record = (event.get("metrics") or {}).get("speculative_decoding")
+    if not record:
+        return None
+    return Speculation(
+        num_drafts=int(record["num_spec_steps"]),
+        num_draft_tokens=int(record["num_draft_tokens"]),
+        num_accepted_tokens=int(record["num_accepted_draft_tokens"]),
+        histogram=tuple(int(n) for n in record.get("acceptance_histogram", ())),
+    )
+
+
+def _piece(choice: dict[str, Any]) -> str:
+    """The text a streamed choice adds."""
+    return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+
+
+async def ask(
+    session: aiohttp.ClientSession, base_url: str, model: str, prompt: Prompt, sampling: Sampling, seed: int
+) -> Answer:
+    """Streams one answer.
+
+    Raises:
+        EngineError: when the server answers with an error or breaks off; the message carries the server's own.
+    """
+    route, content = prompt.request()
+    body = {
+        "model": model, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature, "seed": seed, **content,
+    }  # fmt: skip
+    started = time.perf_counter()
+    text, finish, first, last = "", None, None, started
+    usage: dict[str, Any] = {}
+    speculation = None
+    async with session.post(base_url + route, json=body) as response:
+        if response.status != 200:
+            raise EngineError(f"{base_url}{route} answered {response.status}: {(await response.text())[:300]}")
+        async for line in response.content:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise EngineError(f"{base_url}{route} broke off: {str(event['error'])[:300]}")
+            for choice in event.get("choices", ()):
+                last = time.perf_counter()
+                first = first or last
+                text += _piece(choice)
+                finish = choice.get("finish_reason") or finish
+            if event.get("usage"):
+                usage = event["usage"]
+            speculation = parse_speculation(event) or speculation
+    return Answer(
+        prompt_id=prompt.id, kind=prompt.kind, text=text, finish_reason=finish,
+        prompt_tokens=int(usage.get("prompt_tokens", 0)), completion_tokens=int(usage.get("completion_tokens", 0)),
+        ttft_s=(first or last) - started, e2e_s=last - started, speculation=speculation,
+    )  # fmt: skip
+
+
+async def ask_all(
+    base_url: str,
+    model: str,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    concurrency: int,
+    on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
+) -> tuple[list[Answer], float]:
+    """Asks all prompts in a closed loop of ``concurrency`` workers.
+
+    Returns:
+        (answers in the prompts' order, wall time in seconds).
+    """
+    answers: list[Answer | None] = [None] * len(prompts)
+    waiting = iter(enumerate(prompts))
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+
+    async def worker(session: aiohttp.ClientSession) -> None:
+        for index, prompt in waiting:
+            answers[index] = answer = await ask(session, base_url, model, prompt, sampling, sampling.seed + index)
+            on_answer(index, answer)
+
+    try:
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            started = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(prompts))):
+                    group.create_task(worker(session))
+            wall = time.perf_counter() - started
+    except* (aiohttp.ClientError, TimeoutError) as errors:
+        raise EngineError(f"{base_url}: {errors.exceptions[0]}") from errors
+    except* EngineError as errors:
+        raise EngineError(str(errors.exceptions[0])) from errors
+    return [answer for answer in answers if answer is not None], wall

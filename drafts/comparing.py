@@ -1,0 +1,116 @@
+"""Compares plain decoding, n-gram look-up and the draft, through the gateway, interleaved in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from drafts.cells import conditions_of, differing, rows_of, run_cells
+from drafts.client import Sampling
+from drafts.methods import NGRAM, Method, serving
+from drafts.pictures import draw_comparison
+from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
+from drafts.ties import judge_differences
+from pruning.checkpoint import load_tokenizer
+from server.pair import Pair, read_pair
+from stages import provenance
+from stages.errors import InputError
+from stages.folders import write_text
+from stages.hashing import checkpoint_hash
+from stages.settings import Settings
+
+
+class CompareSettings(Settings):
+    """How methods are compared.
+
+    Attributes:
+        prompts_per_kind: a seeded sample of the prompts; all of them when not given.
+    """
+
+    prompts_per_kind: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=96, ge=2)
+    concurrencies: tuple[int, ...] = Field(default=(1, 4), min_length=1)
+    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    repeats: int = Field(default=3, ge=1)
+    seed: int = 0
+
+
+def methods_of(pair: Pair) -> list[Method]:
+    """Plain, n-gram, and what the pair is served with."""
+    methods = [Method("plain"), Method("ngram", NGRAM)]
+    if pair.speculative_config:
+        methods.append(Method("draft", pair.speculative_config))
+    return methods
+
+
+def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Prints the rows as a table; times in milliseconds."""
+    table = Table(title="speed-up over plain decoding (same run, interleaved; range over repeats)")
+    heads = ("method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "w/o loops", "accept.", "length", "identical", "looping")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("method", "kind") else "right")
+    for row in sorted(rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"], heads.index("method"))):
+        table.add_row(*table_cells(row))
+    console.print(table)
+
+
+def _show(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def table_cells(row: dict[str, Any]) -> list[str]:
+    """One row as printable cells, in the order of the table's heads."""
+    spread = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
+    return [
+        row["method"], row["kind"], str(row["concurrency"]), f"{row['temperature']:g}",
+        f"{row['output_tokens_per_s']:.0f}", _show(row["tpot_s"] and 1000 * row["tpot_s"], ".1f"),
+        f"{1000 * row['ttft_s']:.0f}", spread, _show(row["speedup_without_loops"], ".2f"),
+        _show(row["acceptance_rate"], ".2f"), _show(row["mean_acceptance_length"], ".2f"),
+        _show(row["identical_outputs"], ".1%"), f"{row['looping_outputs']:.0%}",
+    ]  # fmt: skip
+
+
+def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:
+    if training_file is not None:
+        refuse_overlap(read_prompts(training_file), prompts)
+
+
+def compare(
+    pair_path: Path, prompts_file: Path, out: Path, settings: CompareSettings, training_prompts: Path | None = None
+) -> list[dict[str, Any]]:
+    """Runs the comparison and writes ``out`` (JSON) and a picture beside it.
+
+    Args:
+        training_prompts: prompts the draft was trained on; an overlap with ``prompts_file`` is refused.
+    """
+    pair = read_pair(pair_path)
+    target = pair.target
+    everything = read_prompts(prompts_file)
+    _refuse_seen(everything, training_prompts)
+    prompts = sample(everything, settings.prompts_per_kind, settings.seed)
+    if not prompts:
+        raise InputError(f"{prompts_file}: the sample is empty")
+    tokenizer = load_tokenizer(target)
+    run = provenance.Run("compare", settings.model_dump(mode="json"), {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}, settings.seed)  # fmt: skip
+    methods = methods_of(pair)
+    logs = out.parent / "engine-logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with serving(target, methods, logs, pair.serving.max_model_len, max(settings.concurrencies)) as urls:
+        conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures)
+        cells = run_cells(urls, prompts, conditions, Sampling(settings.max_tokens, seed=settings.seed), settings.repeats)
+    rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+    judged = judge_differences(target, differing(cells), {prompt.id: prompt for prompt in prompts})
+    record = {
+        "rows": rows, "differing_outputs": judged, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
+        "speculative_config": pair.serving.speculative_config, "versions": provenance.versions(),
+        "hardware": provenance.hardware(), "git_revision": provenance.git_revision(),
+    }  # fmt: skip
+    write_text(out, json.dumps(record, indent=1) + "\n")
+    draw_comparison(rows, out.with_suffix(".png"))
+    return rows

@@ -1,0 +1,80 @@
+"""What a build will weigh and roughly how long it will take, from configs alone: ``understudy build --dry-run``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from drafts.building import Recipe
+from drafts.prompts import Prompt, read_prompts
+from pruning.checkpoint import load_config
+from pruning.prune import decide
+from pruning.sizes import Sizes, sizes
+
+STEP_OVERHEAD_PER_LAYER_S = 0.0005
+ENGINE_START_S = 60.0
+CHARS_PER_TOKEN = 3.3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the estimate: stage, what it does, seconds (None: not estimated)."""
+
+    stage: str
+    what: str
+    seconds: float | None
+
+
+def flops_per_second(seconds: float = 0.4) -> float:
+    """Multiply-adds this machine does in bfloat16 products of training shape, times two, per second."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.ones(2048, 1024, dtype=torch.bfloat16, device=device) for _ in range(2))
+    a @ b.T
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        (a @ b.T).sum().item()
+        count += 1
+    return count * 2 * 2048 * 2048 * 1024 / (time.perf_counter() - started)
+
+
+def _prompt_tokens(prompts: list[Prompt]) -> float:
+    return sum(len(prompt.text) for prompt in prompts) / CHARS_PER_TOKEN
+
+
+def recovery_bytes(draft: Sizes, method: str) -> int:
+    """Memory for weights, gradients and optimiser moments in float32; LoRA keeps only the weights."""
+    return draft.total * (16 if method == "full" else 4)
+
+
+def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes | None, list[Line]]:
+    """(sizes of the target, of the draft, lines of the estimate) at ``rate`` FLOPs per second.
+
+    The draft is None when its layers depend on scores that are not measured yet and their number is not given.
+    """
+    config = load_config(recipe.target)
+    layers = config.num_hidden_layers
+    kept = decide(layers, recipe.prune)
+    count = len(kept) if kept is not None else recipe.prune.kept_count(layers)
+    target, draft = sizes(config), sizes(config, range(count))
+    prompts = read_prompts(recipe.prompts.train)[: recipe.distill.max_prompts]
+    rounds = -(-len(prompts) // recipe.distill.concurrency)
+    answered = len(prompts) * recipe.distill.max_tokens
+    usable = 0.25 * rate
+    generate = rounds * recipe.distill.max_tokens * layers * STEP_OVERHEAD_PER_LAYER_S + 2 * target.work * answered / usable
+    teacher = 2 * target.work * (answered + _prompt_tokens(prompts)) / usable
+    train = 6 * draft.work * recipe.recover.tokens / usable
+    limit = recipe.recover.max_seconds
+    which = list(kept) if kept is not None else f"{count} by {recipe.prune.method}"
+    step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / 20e9
+    measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
+    lines = [
+        Line("prune", f"layers {which} of {layers} → {draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16", 5.0),
+        Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),
+        Line("recover", f"{recipe.recover.tokens:,} positions, {recovery_bytes(draft, recipe.recover.method) / 2**20:,.0f} MiB for training",
+             min(teacher + train, limit) if limit else teacher + train),
+        Line("measure", f"three engines, {measured} prompts each", 2 * ENGINE_START_S + 2.2 * measured * recipe.measure.max_tokens * step),
+        Line("choose", "decide from the measurements", 1.0),
+    ]  # fmt: skip
+    return target, draft, lines

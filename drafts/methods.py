@@ -1,0 +1,68 @@
+"""Ways of decoding that are compared (plain, n-gram, a draft), and engines for several of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.background import background_gateway
+from server.engine import EngineSettings, LocalEngine
+from stages.progress import log
+
+MODEL = "target"
+NGRAM = {"method": "ngram", "prompt_lookup_max": 3, "num_speculative_tokens": 4}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of decoding: its name in tables and what the engine is started with.
+
+    Attributes:
+        speculative_config: vLLM's own setting, ``model`` included; None is plain decoding.
+    """
+
+    name: str
+    speculative_config: dict[str, Any] | None = None
+
+
+def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", **options: Any) -> Method:
+    """Decoding with a draft model; probabilistic drafting, which greedy requests are not affected by."""
+    config = {
+        "method": "draft_model", "model": str(draft), "num_speculative_tokens": num_speculative_tokens,
+        "draft_sample_method": "probabilistic", **options,
+    }  # fmt: skip
+    return Method(name, config)
+
+
+def _start(target: Path, method: Method, folder: Path, max_model_len: int, max_num_seqs: int) -> LocalEngine:
+    settings = EngineSettings(
+        model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
+        max_model_len=max_model_len, max_num_seqs=max_num_seqs, log_file=folder / f"engine-{method.name}.log",
+        extra_args=("--no-enable-prefix-caching",),
+    )  # fmt: skip
+    return LocalEngine(settings)
+
+
+@contextmanager
+def serving(
+    target: Path, methods: Sequence[Method], folder: Path, max_model_len: int, max_num_seqs: int
+) -> Iterator[dict[str, str]]:
+    """Starts one engine and one gateway for each method and gives {method name: gateway's base address}.
+
+    Engines start side by side (most of a start is imports); prefix caching is off, so that a repeated prompt costs
+    what a first one does.
+    """
+    log(f"starting engines: {', '.join(method.name for method in methods)}")
+    with ExitStack() as stack:
+        engines = [_start(target, method, folder, max_model_len, max_num_seqs) for method in methods]
+        with ThreadPoolExecutor(len(engines)) as pool:
+            starts = [pool.submit(stack.enter_context, engine) for engine in engines]
+            urls = [start.result().url for start in starts]
+        yield {
+            method.name: stack.enter_context(background_gateway(url, MODEL, method.name))
+            for method, url in zip(methods, urls, strict=True)
+        }

@@ -1,0 +1,56 @@
+"""Packs a recovered draft: its model card and ``understudy.json``, which bind it to its target by hashes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drafts.distilling import DATA
+from pruning.plan import FILE as PLAN
+from pruning.plan import load_plan
+from stages import provenance
+from stages.folders import write_text
+from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
+
+SCHEMA_VERSION = 1
+
+
+def describe_draft(target: Path, draft: Path, data: Path) -> dict[str, Any]:
+    """The content of ``understudy.json``: which target, plan and data the draft comes from, and its offline figures."""
+    record = provenance.read(draft) or {}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "target_sha256": checkpoint_hash(target),
+        "target_tokenizer_sha256": tokenizer_hash(target),
+        "plan_sha256": file_hash(draft / PLAN),
+        "data_sha256": file_hash(data / DATA),
+        "figures": record.get("figures", {}),
+    }
+
+
+def model_card(target: Path, draft: Path, record: dict[str, Any]) -> str:
+    """README.md of a draft folder."""
+    plan = load_plan(draft)
+    run = provenance.read(draft) or {}
+    position, figures = run.get("position", {}), record["figures"]
+    lines = [
+        f"# Draft of `{target.name}`", "",
+        f"Layers {list(plan.kept_layers)} of {plan.num_layers} of the target (chosen by `{plan.method}`), then trained on "
+        "the target's own answers. It serves as draft model for speculative decoding of that target and no other: "
+        f"target checkpoint SHA-256 `{record['target_sha256']}`.", "",
+        "| | |", "|---|---|",
+        f"| overlap with the target, sum min(p, q), answers not trained on | {figures.get('overlap', float('nan')):.3f} |",
+        f"| argmax agreement, same answers | {figures.get('agreement', float('nan')):.3f} |",
+        f"| trained on | {position.get('tokens', 0):,} positions in {position.get('seconds', 0):.0f} s |",
+        f"| seed | {run.get('seed')} |", "",
+        "`run.json` has all settings, versions and hardware; `understudy.json` the hashes that bind draft and target.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def package(target: Path, draft: Path, data: Path) -> None:
+    """Adds understudy.json and README.md to a recovered draft folder."""
+    record = describe_draft(target, draft, data)
+    write_text(draft / "README.md", model_card(target, draft, record))
+    write_text(draft / "understudy.json", json.dumps(record, indent=2) + "\n")

