@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stages.errors import InputError, UnderstudyError
-from stages.settings import SettingsType, validate
+from stages.settings import Settings, SettingsType, validate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,7 +89,9 @@ def _print_estimate(recipe: Any) -> None:
     table.add_row("", f"target: {target.total / 1e6:,.1f} M parameters, {target.bytes() / 2**20:,.0f} MiB in bf16", "")
     if draft:
         table.add_row("", f"weights read per token, draft / target: {draft.work / target.work:.3f}", "")
-    table.add_row("", "total (rough: from sizes and this machine's matrix speed)", f"{sum(x.seconds or 0 for x in lines):,.0f} s")
+    table.add_row(
+        "", "total (rough: from sizes and this machine's matrix speed)", f"{sum(x.seconds or 0 for x in lines):,.0f} s"
+    )
     Console().print(table)
 
 
@@ -217,23 +219,68 @@ def compare(
 
 
 @app.command()
-def settings(verb: Annotated[str, typer.Argument(help="score, prune, distill, recover, measure, choose or compare")]) -> None:
+def verify(
+    pair: Annotated[Path, typer.Argument(help="folder that 'choose' wrote")],
+    prompts: Annotated[Path, typer.Argument(help="JSONL of prompts")],
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Check losslessness: greedy outputs equal with and without draft, sampled ones from the target's distribution.
+
+    Ends with exit code 5 when the check says no.
+    """
+    from drafts.verifying import VerifySettings, verify
+
+    report = verify(pair, settings_from(VerifySettings, config, [*set_, f"prompts={prompts}"]))
+    print("\n".join(report.lines()))
+
+
+@app.command()
+def serve(
+    pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; optional with --engine-url")] = None,
+    host: Annotated[str, typer.Option(help="address the gateway listens on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the gateway; 0 takes a free one")] = 8000,
+    engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
+    log_file: Annotated[Path, typer.Option(help="the engine's log")] = Path("build/engine.log"),
+    allow_faulty_sampling: Annotated[bool, typer.Option(help="serve even if sampling fails its check")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Start the engine with target and draft and serve both behind the gateway, until Ctrl-C or SIGTERM."""
+    from server.pair import read_pair
+    from server.run import serve
+    from server.settings import GatewaySettings
+
+    given = {"host": host, "port": port, "engine_url": engine_url, "served_model_name": model}
+    pairs = [f"{key}={value}" for key, value in given.items() if value is not None]
+    settings = settings_from(GatewaySettings, config, [*pairs, *set_])
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
+
+
+@app.command()
+def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, verify, serve")]) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
     from drafts.measuring import MeasureSettings
     from drafts.recovery import RecoverSettings
+    from drafts.verifying import VerifySettings
     from pruning.settings import PruneSettings, ScoreSettings
+    from server.settings import GatewaySettings
 
-    known = {
+    known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
         "measure": MeasureSettings, "choose": ChooseSettings, "compare": CompareSettings,
+        "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
         raise InputError(f"settings {verb}: no such stage; one of {', '.join(known)}")
     for name, field in known[verb].model_fields.items():
-        print(f"{name} = {field.get_default(call_default_factory=True)}")
+        default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+        print(f"{name} = {default}" + (f"    # {field.description}" if field.description else ""))
 
 
 def main() -> None:

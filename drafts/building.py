@@ -59,7 +59,9 @@ def read_recipe(path: Path) -> Recipe:
         "prune": recipe.prune.model_copy(update={"calibration": calibration}),
         "distill": recipe.distill.model_copy(update=length),
         "measure": recipe.measure.model_copy(update=length),
-        "recover": recipe.recover.model_copy(update={"max_length": min(recipe.recover.max_length, recipe.max_model_len)}),
+        "recover": recipe.recover.model_copy(
+            update={"max_length": min(recipe.recover.max_length, recipe.max_model_len)}
+        ),
     }
     return recipe.model_copy(update=changes)
 
@@ -76,7 +78,9 @@ class Stage:
 def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe in order."""
     target, prompts = recipe.target, recipe.prompts
-    pruned, data, draft, measured, pair = (recipe.out / name for name in ("pruned", "data", "draft", "measured", "pair"))
+    pruned, data, draft, measured, pair = (
+        recipe.out / name for name in ("pruned", "data", "draft", "measured", "pair")
+    )
 
     def make_pruned() -> None:
         if not up_to_date(prune_run(target, recipe.prune), pruned):

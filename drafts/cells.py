@@ -136,7 +136,9 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
         for cell, base, mine, theirs in zip(own, plain, looping, base_looping, strict=True)
     ]
     calm_ratios = [ratio for ratio in calm if ratio is not None]
-    pairs = [(a, b) for cell, base in zip(own, plain, strict=True) for a, b in zip(cell.answers, base.answers, strict=True)]
+    pairs = [
+        (a, b) for cell, base in zip(own, plain, strict=True) for a, b in zip(cell.answers, base.answers, strict=True)
+    ]
     tpots = [answer.tpot_s for answer in answers if answer.tpot_s is not None]
     return {
         "method": method, "kind": condition.kind, "concurrency": condition.concurrency,
@@ -167,6 +169,11 @@ def differing(cells: Sequence[Cell]) -> list[dict[str, Any]]:
         for cell, base in zip(own, plain, strict=True):
             for a, b in zip(cell.answers, base.answers, strict=True):
                 if a.text != b.text:
-                    record = {"method": method, "prompt_id": a.prompt_id, "kind": a.kind, "concurrency": condition.concurrency}
+                    record = {
+                        "method": method,
+                        "prompt_id": a.prompt_id,
+                        "kind": a.kind,
+                        "concurrency": condition.concurrency,
+                    }
                     found.setdefault((method, a.prompt_id), {**record, "text": a.text, "plain_text": b.text})
     return list(found.values())

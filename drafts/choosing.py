@@ -128,7 +128,8 @@ def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
     length = predict(measurements, best)[1]
     figures = f"{speedup:.2f}x plain at mean acceptance length {length:.2f} (concurrency {measurements.concurrency})"
     if speedup < 1 + settings.min_gain:
-        reason = f"No draft: the best setting, {best} draft tokens, would give {figures}; at least {1 + settings.min_gain:.2f}x is asked for."
+        asked = f"at least {1 + settings.min_gain:.2f}x is asked for"
+        reason = f"No draft: the best setting, {best} draft tokens, would give {figures}; {asked}."
         return Choice(num_speculative_tokens=None, expected=None, predicted=predicted, reason=reason)
     expected = Expected(speedup=speedup, acceptance_rate=(length - 1) / best, mean_acceptance_length=length)
     reason = f"{best} draft tokens per step: expected {figures}, the highest of {candidates[0]} to {candidates[-1]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,12 @@ from stages.errors import InputError
 from stages.folders import write_text
 from stages.hashing import checkpoint_hash
 from stages.settings import Settings
+
+HEADS = (
+    "method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "w/o loops",
+    "accept.", "length", "identical", "looping",
+)  # fmt: skip
+"""Heads of the printed table; ``table_cells`` gives the cells in this order."""
 
 
 class CompareSettings(Settings):
@@ -52,10 +59,9 @@ def methods_of(pair: Pair) -> list[Method]:
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Prints the rows as a table; times in milliseconds."""
     table = Table(title="speed-up over plain decoding (same run, interleaved; range over repeats)")
-    heads = ("method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "w/o loops", "accept.", "length", "identical", "looping")
-    for head in heads:
+    for head in HEADS:
         table.add_column(head, justify="left" if head in ("method", "kind") else "right")
-    for row in sorted(rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"], heads.index("method"))):
+    for row in sorted(rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"])):
         table.add_row(*table_cells(row))
     console.print(table)
 
@@ -97,19 +103,22 @@ def compare(
     if not prompts:
         raise InputError(f"{prompts_file}: the sample is empty")
     tokenizer = load_tokenizer(target)
-    run = provenance.Run("compare", settings.model_dump(mode="json"), {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}, settings.seed)  # fmt: skip
+    inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
+    run = provenance.Run("compare", settings.model_dump(mode="json"), inputs, settings.seed)
     methods = methods_of(pair)
     logs = out.parent / "engine-logs"
     logs.mkdir(parents=True, exist_ok=True)
     with serving(target, methods, logs, pair.serving.max_model_len, max(settings.concurrencies)) as urls:
         conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures)
-        cells = run_cells(urls, prompts, conditions, Sampling(settings.max_tokens, seed=settings.seed), settings.repeats)
+        cells = run_cells(
+            urls, prompts, conditions, Sampling(settings.max_tokens, seed=settings.seed), settings.repeats
+        )
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
-    judged = judge_differences(target, differing(cells), {prompt.id: prompt for prompt in prompts})
+    judged = judge_differences(target, differing(cells), {prompt.id: prompt for prompt in prompts}, tokenizer)
     record = {
         "rows": rows, "differing_outputs": judged, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "versions": provenance.versions(),
-        "hardware": provenance.hardware(), "git_revision": provenance.git_revision(),
+        "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
     }  # fmt: skip
     write_text(out, json.dumps(record, indent=1) + "\n")
     draw_comparison(rows, out.with_suffix(".png"))

@@ -28,6 +28,8 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 DATA = "data.jsonl"
+PREFILL_TOKENS = 16384
+"""Tokens of prompts the engine reads in one step: throughput matters here, not the time to a first token."""
 
 
 class DistillSettings(Settings):
@@ -106,12 +108,15 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
     engine = EngineSettings(
         model=target, served_model_name=settings.model, max_model_len=settings.max_model_len,
         log_file=log_file, max_num_seqs=settings.concurrency,
+        extra_args=("--max-num-batched-tokens", str(PREFILL_TOKENS)),
     )  # fmt: skip
     with LocalEngine(engine) as running:
         yield running.url, settings.model
 
 
-def _groups(prompts: Sequence[Prompt], settings: DistillSettings, done: set[str]) -> Iterator[tuple[float, list[Prompt]]]:
+def _groups(
+    prompts: Sequence[Prompt], settings: DistillSettings, done: set[str]
+) -> Iterator[tuple[float, list[Prompt]]]:
     """The prompts still to be answered, by temperature."""
     count = len(settings.temperatures)
     for index, temperature in enumerate(settings.temperatures):
@@ -121,7 +126,12 @@ def _groups(prompts: Sequence[Prompt], settings: DistillSettings, done: set[str]
 
 
 def _from_server(
-    url: str, model: str, groups: Iterator[tuple[float, list[Prompt]]], settings: DistillSettings, writer: Writer, advance: Advance
+    url: str,
+    model: str,
+    groups: Iterator[tuple[float, list[Prompt]]],
+    settings: DistillSettings,
+    writer: Writer,
+    advance: Advance,
 ) -> None:
     """Asks a server; writes every answer as it comes."""
     tokens = 0
@@ -138,7 +148,11 @@ def _from_server(
 
 
 def _from_transformers(
-    target: Path, groups: Iterator[tuple[float, list[Prompt]]], settings: DistillSettings, writer: Writer, advance: Advance
+    target: Path,
+    groups: Iterator[tuple[float, list[Prompt]]],
+    settings: DistillSettings,
+    writer: Writer,
+    advance: Advance,
 ) -> None:
     """Generates in this process, in batches of ``concurrency`` prompts padded on the left."""
     import torch
@@ -151,7 +165,9 @@ def _from_transformers(
             texts = [rendered(prompt, tokenizer) for prompt in batch]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
             torch.manual_seed(settings.seed + start)
-            options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+            options = (
+                {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+            )
             out = model.generate(**inputs, max_new_tokens=settings.max_tokens, **options)
             for prompt, row in zip(batch, out[:, inputs["input_ids"].shape[1] :], strict=True):
                 ended = tokenizer.eos_token_id in row.tolist()

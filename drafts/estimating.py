@@ -62,19 +62,23 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes | None, list[Lin
     rounds = -(-len(prompts) // recipe.distill.concurrency)
     answered = len(prompts) * recipe.distill.max_tokens
     usable = 0.25 * rate
-    generate = rounds * recipe.distill.max_tokens * layers * STEP_OVERHEAD_PER_LAYER_S + 2 * target.work * answered / usable
+    generate = (
+        rounds * recipe.distill.max_tokens * layers * STEP_OVERHEAD_PER_LAYER_S + 2 * target.work * answered / usable
+    )
     teacher = 2 * target.work * (answered + _prompt_tokens(prompts)) / usable
     train = 6 * draft.work * recipe.recover.tokens / usable
     limit = recipe.recover.max_seconds
     which = list(kept) if kept is not None else f"{count} by {recipe.prune.method}"
     step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / 20e9
     measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
-    lines = [
-        Line("prune", f"layers {which} of {layers} → {draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16", 5.0),
+    weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
+    memory = f"{recovery_bytes(draft, recipe.recover.method) / 2**20:,.0f} MiB for training"
+    learn = min(teacher + train, limit) if limit else teacher + train
+    served = 2 * ENGINE_START_S + 2.2 * measured * recipe.measure.max_tokens * step
+    return target, draft, [
+        Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),
-        Line("recover", f"{recipe.recover.tokens:,} positions, {recovery_bytes(draft, recipe.recover.method) / 2**20:,.0f} MiB for training",
-             min(teacher + train, limit) if limit else teacher + train),
-        Line("measure", f"three engines, {measured} prompts each", 2 * ENGINE_START_S + 2.2 * measured * recipe.measure.max_tokens * step),
+        Line("recover", f"{recipe.recover.tokens:,} positions, {memory}", learn),
+        Line("measure", f"three engines, {measured} prompts each", served),
         Line("choose", "decide from the measurements", 1.0),
     ]  # fmt: skip
-    return target, draft, lines

@@ -55,8 +55,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = [getattr(self, name).to(device) for name in ("ids_BT", "rows_N", "columns_N", "labels_N", "weights_N")]
-        return Batch(*moved, self.indices)
+        ids, rows, columns = self.ids_BT.to(device), self.rows_N.to(device), self.columns_N.to(device)
+        return Batch(ids, rows, columns, self.labels_N.to(device), self.weights_N.to(device), self.indices)
 
 
 def make_example(record: dict[str, Any], tokenizer: Any, max_length: int) -> Example | None:
@@ -75,7 +75,8 @@ def split_examples(
     records: Sequence[dict[str, Any]], tokenizer: Any, max_length: int, check_share: float
 ) -> tuple[list[Example], list[Example]]:
     """Training and check examples; a prompt goes to the check by the hash of its id, whatever else is in the data."""
-    training, check = [], []
+    training: list[Example] = []
+    check: list[Example] = []
     for record in records:
         example = make_example(record, tokenizer, max_length)
         if example is None:

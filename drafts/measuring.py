@@ -84,9 +84,7 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
             cells = run_cells(urls, prompts, conditions, sampling, settings.repeats)
         of = {method.name: [cell for cell in cells if cell.method == method.name] for method in methods}
         costs = (step_cost(of["plain"], 0), step_cost(of["draft-small"], small), step_cost(of["draft-large"], large))
-        found = Measurements(
-            concurrency=settings.concurrency, costs=costs, acceptances=acceptances(of["draft-large"])
-        )
+        found = Measurements(concurrency=settings.concurrency, costs=costs, acceptances=acceptances(of["draft-large"]))
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)
     log(", ".join(f"K={c.num_speculative_tokens}: {1000 * c.seconds:.1f} ms/step" for c in costs))

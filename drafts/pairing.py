@@ -59,7 +59,11 @@ def choose_pair(
 ) -> None:
     """Decides from the measurements and writes the pair: ``out/serving.json`` with a picture of the choice."""
     measurements = read_measurements(measured)
-    inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "measured": file_hash(measured / MEASUREMENTS)}
+    inputs = {
+        "target": checkpoint_hash(target),
+        "draft": checkpoint_hash(draft),
+        "measured": file_hash(measured / MEASUREMENTS),
+    }
     run = Run("choose", {**settings.model_dump(mode="json"), "name": name, "max_model_len": max_model_len}, inputs)
     if up_to_date(run, out):
         return

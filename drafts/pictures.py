@@ -38,14 +38,22 @@ def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
     left.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
     if choice.num_speculative_tokens:
         best = dict(choice.predicted)[choice.num_speculative_tokens]
-        left.plot([choice.num_speculative_tokens], [best], "o", markersize=12, fillstyle="none", color="black", label="chosen")
-    left.set(xlabel="draft tokens per step", ylabel="predicted speed-up", title="Predicted from measured steps and acceptance")
+        left.plot(
+            [choice.num_speculative_tokens], [best], "o", markersize=12, fillstyle="none", color="black", label="chosen"
+        )
+    left.set(
+        xlabel="draft tokens per step",
+        ylabel="predicted speed-up",
+        title="Predicted from measured steps and acceptance",
+    )
     left.legend()
     for item in measurements.acceptances:
         steps = sum(item.histogram)
         reached = [sum(item.histogram[j:]) / steps for j in range(1, len(item.histogram))]
         right.plot(range(1, len(item.histogram)), reached, "o-", label=f"{item.kind}, T = {item.temperature:g}")
-    right.set(xlabel="draft position", ylabel="share of steps that accept it", ylim=(0, 1), title="Acceptance by position")
+    right.set(
+        xlabel="draft position", ylabel="share of steps that accept it", ylim=(0, 1), title="Acceptance by position"
+    )
     right.legend(fontsize=8)
     _save(figure, path)
 

@@ -21,7 +21,7 @@ from drafts.losses import agreement, cross_entropy, forward_kl, overlap
 from drafts.packaging import package
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, write_checkpoint
-from pruning.plan import load_plan
+from pruning.plan import load_plan, read_json
 from stages.errors import InputError
 from stages.folders import publish, storage_errors
 from stages.hashing import checkpoint_hash, file_hash
@@ -121,7 +121,7 @@ def add_lora(model: Any, rank: int) -> Any:
 
 def loss_of(student_NV: Tensor, teacher_NV: Tensor | None, batch: Batch, settings: RecoverSettings) -> Tensor:
     """The weighted sum of the chosen losses on one batch."""
-    loss = student_NV.new_zeros((), dtype="float32")
+    loss = student_NV.new_zeros((), dtype=torch.float32)
     if teacher_NV is not None:
         loss = loss + settings.kl_weight * forward_kl(student_NV, teacher_NV, batch.weights_N)
     if settings.ce_weight > 0:
@@ -130,7 +130,9 @@ def loss_of(student_NV: Tensor, teacher_NV: Tensor | None, batch: Batch, setting
 
 
 @torch.no_grad()
-def check(student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings) -> dict[str, float]:
+def check(
+    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings
+) -> dict[str, float]:
     """Overlap sum min(p, q) and argmax agreement with the target on answers that were not trained on."""
     if not examples:
         return {}
@@ -270,10 +272,13 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         check_teacher = Teacher(trainer.teacher_model, 0)
         with trainer.accelerator.autocast():
             figures = check(trainer.student, check_teacher, kept_out, settings)
-        write_checkpoint(trainer.finished().to(trainer.teacher_model.dtype), target, folder)
+        config = read_json(pruned / "config.json", "run 'understudy prune' again")
+        write_checkpoint(trainer.finished().to(trainer.teacher_model.dtype), target, folder, config)
         shutil.copy2(pruned / "plan.json", folder / "plan.json")
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         curve = trainer.losses[:: max(1, len(trainer.losses) // 200)]
         run.write(folder, figures=figures, position=asdict(trainer.position), losses=curve)
         package(target, folder, data)
-    log(f"{out}: overlap {figures.get('overlap', float('nan')):.3f}, agreement {figures.get('agreement', float('nan')):.3f}")
+    log(
+        f"{out}: overlap {figures.get('overlap', float('nan')):.3f}, agreement {figures.get('agreement', float('nan')):.3f}"
+    )

@@ -65,7 +65,9 @@ def _pairs_of(name: str, node: Function, doc: str, lines: list[str]) -> list[tup
     ]
     if body:
         pairs.append((f"Explain this code.\n\n```python\n{body}\n```", doc))
-        pairs.append((f"Write a Python function.\n\n```python\n{signature}\n```\n\n{summary}", f"```python\n{body}\n```"))
+        pairs.append(
+            (f"Write a Python function.\n\n```python\n{signature}\n```\n\n{summary}", f"```python\n{body}\n```")
+        )
     return pairs
 
 

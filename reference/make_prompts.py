@@ -35,7 +35,9 @@ def code_prompts(file: SourceFile) -> list[dict[str, Any]]:
         while line >= 0 and len(text) + len(lines[line]) <= CONTEXT_CHARS:
             text = lines[line] + text
             line -= 1
-        if text.strip() and text.isascii():  # a trailing newline would split a token that the tokenizer joins with indentation
+        if (
+            text.strip() and text.isascii()
+        ):  # a trailing newline would split a token that the tokenizer joins with indentation
             records.append({"kind": "code", "source": file.name, "prompt": text.rstrip()})
     return records
 

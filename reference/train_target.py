@@ -15,13 +15,21 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from reference.chat_pairs import chat_pairs
@@ -34,8 +42,8 @@ class TrainingSettings:
     """What decides the trained weights (besides the corpus, whose hashes the card lists)."""
 
     seed: int = 0
-    tokens_short: int = 6_400_000
-    tokens_long: int = 1_600_000
+    tokens_short: int = 6_012_928
+    tokens_long: int = 819_200
     length_short: int = 256
     length_long: int = 512
     batch_tokens: int = 8192
@@ -51,10 +59,12 @@ class TrainingSettings:
 
     @property
     def steps_short(self) -> int:
+        """Optimiser steps with short windows."""
         return self.tokens_short // self.batch_tokens
 
     @property
     def steps(self) -> int:
+        """All optimiser steps."""
         return self.steps_short + self.tokens_long // self.batch_tokens
 
 
@@ -68,7 +78,16 @@ def target_config() -> LlamaConfig:
     )  # fmt: skip
 
 
-def causal_attention(module, query, key, value, mask, scaling=None, dropout=0.0, **kwargs):  # noqa: ANN001, ANN003, ANN201
+def causal_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Plain causal attention for torch.compile: on CPUs its backward is far cheaper than the fused kernel's.
 
     Args: query [B, H, T, d], key and value [B, H_kv, T, d]. Returns ([B, T, H, d], None).
@@ -96,9 +115,7 @@ def initialise(model: LlamaForCausalLM, seed: int) -> None:
             torch.nn.init.normal_(parameter, std=std, generator=generator)
 
 
-def target_loss(
-    logits: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, previous: torch.Tensor, settings: TrainingSettings
-) -> torch.Tensor:
+def target_loss(logits: Tensor, ids: Tensor, labels: Tensor, previous: Tensor, settings: TrainingSettings) -> Tensor:
     """Cross-entropy on ``labels >= 0`` plus the DITTO loss where ``previous >= 0``.
 
     Args:
@@ -118,7 +135,7 @@ def target_loss(
     return cross_entropy + settings.ditto_weight * (ditto * repeats).sum() / repeats.sum().clamp_min(1)
 
 
-def make_batch(windows: Windows, rows: int, ditto_rows: int, rng: random.Random) -> tuple[torch.Tensor, ...]:
+def make_batch(windows: Windows, rows: int, ditto_rows: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
     """Draws ``rows`` windows; the last ``ditto_rows`` become one span of 4–40 tokens repeated to the end."""
     drawn = np.stack([windows.next() for _ in range(rows)])
     ids, labels = drawn[:, :-1].copy(), drawn[:, 1:].copy()
@@ -145,8 +162,8 @@ class Master:
         self.model, self.settings = model, settings
         self.pairs = [(p, p.detach().float().requires_grad_()) for p in model.parameters()]
         names = [name for name, _ in model.named_parameters()]
-        matrices = [m for name, (_, m) in zip(names, self.pairs) if m.ndim == 2 and "embed" not in name]
-        rest = [m for name, (_, m) in zip(names, self.pairs) if m.ndim < 2 or "embed" in name]
+        matrices = [m for name, (_, m) in zip(names, self.pairs, strict=True) if m.ndim == 2 and "embed" not in name]
+        rest = [m for name, (_, m) in zip(names, self.pairs, strict=True) if m.ndim < 2 or "embed" in name]
         self.optimizers = [
             torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
             torch.optim.AdamW(rest, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -158,7 +175,7 @@ class Master:
             master.grad = parameter.grad.float()
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_([master for _, master in self.pairs], 1.0)
-        for optimizer, rate in zip(self.optimizers, (self.settings.muon_lr, self.settings.adam_lr)):
+        for optimizer, rate in zip(self.optimizers, (self.settings.muon_lr, self.settings.adam_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
@@ -167,15 +184,17 @@ class Master:
                 parameter.copy_(master)
         return float(norm)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """fp32 weights and optimiser states."""
         return {"masters": [m.detach() for _, m in self.pairs], "optimizers": [o.state_dict() for o in self.optimizers]}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what ``state_dict`` gave."""
         with torch.no_grad():
-            for (parameter, master), saved in zip(self.pairs, state["masters"]):
+            for (parameter, master), saved in zip(self.pairs, state["masters"], strict=True):
                 master.copy_(saved)
                 parameter.copy_(saved)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
 
@@ -189,12 +208,16 @@ def evaluate(model: LlamaForCausalLM, documents: list[np.ndarray], num_bytes: in
     total = 0.0
     for start in range(0, count, 16):
         logits = model(input_ids=ids[start : start + 16], use_cache=False).logits.float()
-        total += functional.cross_entropy(logits.flatten(0, 1), labels[start : start + 16].flatten(), reduction="sum").item()
+        total += functional.cross_entropy(
+            logits.flatten(0, 1), labels[start : start + 16].flatten(), reduction="sum"
+        ).item()
     nats = total / (count * length)
     return nats, nats * len(tokens) / num_bytes / math.log(2)
 
 
-def _documents(files: list[SourceFile], split: str, tokenizer) -> tuple[dict[str, list[np.ndarray]], int]:  # noqa: ANN001
+def _documents(
+    files: list[SourceFile], split: str, tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, list[np.ndarray]], int]:
     """Token arrays of one split by source name, and the number of UTF-8 bytes of its stdlib text."""
     chosen = [file for file in files if file.split == split]
     texts = {
@@ -233,7 +256,9 @@ def train(out: Path, settings: TrainingSettings, compile_model: bool = True, sav
         state = torch.load(checkpoint, weights_only=False)
         if state["settings"] != asdict(settings):
             changed = [key for key, value in asdict(settings).items() if state["settings"].get(key) != value]
-            raise SystemExit(f"{checkpoint} was trained with other settings ({', '.join(changed)}): remove it to start anew")
+            raise SystemExit(
+                f"{checkpoint} was trained with other settings ({', '.join(changed)}): remove it to start anew"
+            )
         master.load_state_dict(state["master"])
         windows.state, windows.drawn, first, log = state["windows"], state["drawn"], state["step"], state["log"]
 
@@ -264,7 +289,10 @@ def train(out: Path, settings: TrainingSettings, compile_model: bool = True, sav
             progress.update(task, advance=1, description=f"loss {loss.item():.3f} {rate:.0f} tokens/s")
             if (step + 1) % 10 == 0:
                 log.append([step + 1, round(loss.item(), 4)])
-                print(f"step {step + 1}/{settings.steps} loss {loss.item():.3f} norm {norm:.2f} {rate:.0f} tokens/s", flush=True)
+                print(
+                    f"step {step + 1}/{settings.steps} loss {loss.item():.3f} norm {norm:.2f} {rate:.0f} tokens/s",
+                    flush=True,
+                )
             if (step + 1) % 200 == 0 or step + 1 == settings.steps:
                 nats, bits = evaluate(model, validation["stdlib"], validation_bytes, 256)
                 chat_nats, _ = evaluate(model, validation["chat"], 1, 256)

@@ -34,7 +34,7 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
     )  # fmt: skip
     started, seen = time.monotonic(), 0.0
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(description, total=total, completed=done, rate="", note="")
+        task = bars.add_task(description, total=total, completed=int(done), rate="", note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
             nonlocal seen
@@ -57,7 +57,9 @@ def _lines(description: str, total: float, unit: str, done: float) -> Iterator[A
             last = now
             rate = seen / (now - started)
             left = (total - done - seen) / rate if rate else 0.0
-            log(f"{description}: {done + seen:,.0f} of {total:,.0f} {unit}, {rate:,.1f}/s, {_duration(left)} left {note}".rstrip())
+            log(
+                f"{description}: {done + seen:,.0f} of {total:,.0f} {unit}, {rate:,.1f}/s, {_duration(left)} left {note}".rstrip()
+            )
 
     yield advance
     log(f"{description}: {done + seen:,.0f} {unit} in {_duration(time.monotonic() - started)}")

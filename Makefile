@@ -1,0 +1,66 @@
+# make demo     installs what is missing, builds the reference draft, compares it, ends by itself
+# make test     installs what is missing, runs all tests
+# make serve    keeps the demo's pair served on http://127.0.0.1:8000
+# make results  the comparison on all held-out prompts → benchmarks/reference.json, RESULTS.md
+# make check    ruff, mypy, import contract
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+BUILD := build/reference
+PROMPTS := reference/prompts
+
+export HF_HUB_OFFLINE := 1
+# Intel's OpenMP (a pinned package) makes training and the engine faster on x86; absent elsewhere.
+PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
+RUN = $(PRELOAD) $(BIN)/understudy
+
+.PHONY: demo test serve results check setup setup-dev clean
+
+demo: setup
+	$(RUN) build recipes/reference.yaml
+	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
+		--out $(BUILD)/comparison.json --set prompts_per_kind=8 --set max_tokens=64
+
+serve: setup
+	$(RUN) build recipes/reference.yaml
+	$(RUN) serve $(BUILD)/pair
+
+results: setup
+	$(RUN) build recipes/reference.yaml
+	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
+		--out benchmarks/reference.json --set repeats=2
+	$(BIN)/python -m benchmarks.render
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(STAMP)
+setup-dev: $(DEV_STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 is needed, found %d.%d; give PYTHON=/path/to/python3.11" % sys.version_info[:2]) if sys.version_info[:2] != (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by itself: the CPU build where the index has one.
+$(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps torch==2.13.0+cpu 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --no-deps torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DEV_STAMP): $(STAMP) requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/dev.txt
+	touch $@
+
+clean:
+	rm -rf build

@@ -1,0 +1,194 @@
+"""The stages: ``score`` writes a folder of scores, ``prune`` and ``prune_by_plan`` write a pruned checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning import calibration, checkpoint, plan, scores, selection
+from pruning.families import family_of
+from pruning.measured import FILE as SCORES_FILE
+from pruning.measured import Scores, load_scores
+from pruning.plan import DepthPlan, load_plan
+from pruning.settings import SCORED, CalibrationSettings, PruneSettings, ScoreSettings
+from stages.errors import InputError
+from stages.folders import publish, write_text
+from stages.hashing import checkpoint_hash, file_hash
+from stages.progress import progress
+from stages.provenance import Run
+
+
+def _inputs(target: Path, files: Sequence[Path], **named: Path | None) -> dict[str, str]:
+    """Hashes of what a stage reads: the target's content, and each file's."""
+    checkpoint.load_config(target)  # its refusals are clearer than the hash's
+    found = {"target": checkpoint_hash(target)}
+    for name, path in [*((str(file), file) for file in files), *named.items()]:
+        if path is None:
+            continue
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        found[name] = file_hash(path)
+    return found
+
+
+def _file_in(path: Path | None, name: str) -> Path | None:
+    """The named file of a folder; any other path is the file itself."""
+    return path / name if path is not None and path.is_dir() else path
+
+
+def score_run(target: Path, files: Sequence[Path], settings: ScoreSettings) -> Run:
+    """The identity of a ``score``, to ask whether a finished folder is current."""
+    return Run("score", settings.model_dump(mode="json"), _inputs(target, files), settings.seed)
+
+
+def prune_run(target: Path, settings: PruneSettings, scores_path: Path | None = None) -> Run:
+    """The identity of a ``prune``, to ask whether a finished folder is current."""
+    inputs = _inputs(target, settings.calibration, scores=_file_in(scores_path, SCORES_FILE))
+    return Run("prune", settings.model_dump(mode="json"), inputs, settings.seed)
+
+
+def _layer_scores(model: Any, text: calibration.Calibration, wanted: Sequence[str]) -> dict[str, Any]:
+    """The wanted ones of the two scores that need one pass over the text."""
+    if not {"angular", "block_influence"} & set(wanted):
+        return {}
+    with progress("scoring layers", text.num_tokens, "tokens") as advance:
+        distances, influences = scores.layer_scores(model, text.batches, advance)
+    found = {"angular": distances, "block_influence": influences}
+    return {name: value for name, value in found.items() if name in wanted}
+
+
+def _greedy(model: Any, text: calibration.Calibration, keep: int) -> dict[str, Any]:
+    """The greedy removal's trace."""
+    total = scores.num_candidates(model.config.num_hidden_layers, keep)
+    with progress("greedy removal", total, "candidates") as advance:
+        removed, kl = scores.greedy_removal(model, text.batches, keep, advance)
+    return {"greedy_kl": {"removed": removed, "kl": kl, "num_tokens": text.num_tokens}}
+
+
+def measure_scores(
+    target: Path, files: Sequence[Path], settings: CalibrationSettings, wanted: Sequence[str], keep: int
+) -> Scores:
+    """Runs the target over calibration text.
+
+    Args:
+        target: a checkpoint.
+        files: calibration texts.
+        settings: how much text, and in which type and on which device the target runs.
+        wanted: names of scores.
+        keep: where the greedy removal stops.
+    """
+    samples = calibration.load_samples(files, settings.sequence_length)
+    tokenizer = checkpoint.load_tokenizer(target)
+    text = calibration.take(samples, tokenizer, settings.calibration_tokens, settings)
+    short = calibration.take(samples, tokenizer, min(settings.greedy_tokens, settings.calibration_tokens), settings)
+    model = checkpoint.load_model(target, settings.dtype, settings.device)
+    found = _layer_scores(model, text, wanted)
+    if "greedy_kl" in wanted:
+        found |= _greedy(model, short, keep)
+    return Scores(
+        target_sha256=checkpoint_hash(target),
+        num_layers=model.config.num_hidden_layers,
+        num_samples=text.num_samples,
+        num_tokens=text.num_tokens,
+        calibration_sha256=text.sha256,
+        **found,
+    )
+
+
+def score(target: Path, files: Sequence[Path], out: Path, settings: ScoreSettings) -> Scores:
+    """Stage: scores the target's layers on calibration text; writes ``out`` with scores.json and run.json.
+
+    Raises:
+        InputError: target, text or settings that do not do; StorageError: ``out`` cannot be written.
+    """
+    run = score_run(target, files, settings)
+    selection.check_keep(checkpoint.load_config(target).num_hidden_layers, settings.keep)
+    measured = measure_scores(target, files, settings, settings.scores, settings.keep)
+    with publish(out) as folder:
+        write_text(folder / SCORES_FILE, measured.to_json())
+        run.write(folder)
+    return measured
+
+
+def decide(num_layers: int, settings: PruneSettings) -> tuple[int, ...] | None:
+    """The layers that stay by a method that looks at their number only; None for one that needs scores.
+
+    Raises:
+        InputError: more layers removed than there are, or layers that do not exist.
+    """
+    if settings.layers is not None:
+        return selection.explicit(num_layers, settings.layers)
+    keep = selection.check_keep(num_layers, settings.kept_count(num_layers))
+    return None if settings.method in SCORED else selection.BASELINES[settings.method](num_layers, keep)
+
+
+def _scores_for(target: Path, sha256: str, settings: PruneSettings, path: Path | None, keep: int) -> Scores:
+    """Scores of this target, read from an earlier stage or measured now."""
+    if path is None:
+        return measure_scores(target, settings.calibration, settings, [settings.method], keep)
+    found = load_scores(path)
+    if found.target_sha256 != sha256:
+        raise InputError(
+            f"{path}: these scores are of the target {found.target_sha256[:12]}, not of {sha256[:12]}; score this one"
+        )
+    return found
+
+
+def _write(target: Path, made: DepthPlan, measured: Scores | None, run: Run, out: Path) -> DepthPlan:
+    """Carries a plan out and publishes the checkpoint with plan.json, run.json and, where it scored, scores.json."""
+    model = checkpoint.load_layers(target, made.kept_layers)
+    with publish(out) as folder:
+        checkpoint.write_checkpoint(model, target, folder, checkpoint.cut_config_of(target, made.kept_layers))
+        made.save(folder / plan.FILE)
+        if measured is not None:
+            write_text(folder / SCORES_FILE, measured.to_json())
+        run.write(folder, plan_sha256=made.sha256)
+    return made
+
+
+def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | None = None) -> DepthPlan:
+    """Stage: decides which layers stay and writes the pruned checkpoint.
+
+    Args:
+        target: a Hugging Face checkpoint of a known family.
+        out: the folder to write; replaced whole, or left as it was.
+        settings: method and number of layers.
+        scores_path: what ``score`` wrote; without it, methods that score read ``settings.calibration``.
+
+    Returns:
+        the plan, also written as plan.json.
+
+    Raises:
+        InputError: target, scores, text or settings that do not do; StorageError: ``out`` cannot be written.
+    """
+    config = checkpoint.load_config(target)
+    kept = decide(config.num_hidden_layers, settings)
+    run = prune_run(target, settings, scores_path)
+    sha256, measured, summary = run.identity["inputs"]["target"], None, {}
+    if kept is None:
+        keep = settings.kept_count(config.num_hidden_layers)
+        measured = _scores_for(target, sha256, settings, scores_path, keep)
+        kept = measured.kept(settings.method, keep)
+        summary = measured.summary(settings.method, kept)
+    made = DepthPlan(
+        target_sha256=sha256,
+        architecture=family_of(config).architecture,
+        num_layers=config.num_hidden_layers,
+        kept_layers=kept,
+        method=settings.method,
+        scores=summary,
+    )
+    return _write(target, made, measured, run, out)
+
+
+def prune_by_plan(target: Path, plan_path: Path, out: Path) -> DepthPlan:
+    """Stage: carries out an existing plan (its file, or a folder that holds one); same plan, same weights.
+
+    Raises:
+        InputError: a plan for another target, or one that cannot be read; StorageError: ``out`` cannot be written.
+    """
+    made = load_plan(plan_path)
+    inputs = _inputs(target, (), plan=_file_in(plan_path, plan.FILE))
+    made.check_target(inputs["target"], str(plan_path))
+    return _write(target, made, None, Run("prune", {"plan": made.model_dump(mode="json")}, inputs), out)

@@ -1,0 +1,1 @@
+"""The gateway, and the supervision of a local inference engine. Meets the offline half through files only."""

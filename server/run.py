@@ -1,0 +1,251 @@
+"""Serving: the gateway and, unless it runs elsewhere, the engine; both come up together and go down together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from server.app import create_app
+from server.door import Door, Phase
+from server.engine import LocalEngine, answers, bind
+from server.engine_command import EngineSettings
+from server.pair import Pair
+from server.settings import GatewaySettings
+from stages.errors import InputError
+from stages.progress import log
+
+WATCH_S = 0.5
+BACKLOG = 2048
+DRAIN_POLL_S = 0.05
+REACH_S = 1.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own: what a signal means is decided here."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves the signals alone."""
+        yield
+
+
+def make_server(settings: GatewaySettings, door: Door | None = None) -> Server:
+    """uvicorn with the gateway in it, to be served on sockets that are bound already."""
+    config = uvicorn.Config(
+        create_app(settings, door), log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        ws="none", lifespan="on", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    return Server(config)
+
+
+def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSettings:
+    """The settings of a pair's engine.
+
+    Args:
+        pair: a checked pair.
+        log_file: where the engine's output goes.
+        more: further fields of EngineSettings.
+    """
+    serving = pair.serving
+    fields = {
+        "model": pair.target, "served_model_name": serving.served_model_name, "max_model_len": serving.max_model_len,
+        "speculative_config": pair.speculative_config, "log_file": log_file, **more,
+    }  # fmt: skip
+    return EngineSettings.model_validate(fields)
+
+
+def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
+    """The gateway's settings with a pair's names and expected figures filled in."""
+    expected = pair.serving.expected
+    return settings.model_copy(
+        update={
+            "served_model_name": pair.serving.served_model_name,
+            "draft_name": pair.draft_name,
+            "expected_acceptance_rate": expected.acceptance_rate if expected else None,
+            "expected_mean_acceptance_length": expected.mean_acceptance_length if expected else None,
+        }
+    )
+
+
+async def _check_sampling(url: str, model: str) -> None:
+    """Refuses an engine that does not sample as its target does.
+
+    Raises:
+        CheckFailed: it does not.
+    """
+    from server.sampling_check import check_engine
+
+    log("engine: checking that sampling follows the target")
+    result = await asyncio.to_thread(check_engine, url, model)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _reach(url: str) -> None:
+    """Waits for an engine that runs elsewhere, for as long as it takes."""
+    said = False
+    while not await asyncio.to_thread(answers, url):
+        if not said:
+            log(f"engine: {url} does not answer yet; waiting")
+        said = True
+        await asyncio.sleep(REACH_S)
+
+
+class Service:
+    """One run of `serve`.
+
+    Args:
+        settings: the gateway's; ``engine_url`` is filled in here when there is a local engine.
+        engine: a local engine that has not been started, or None.
+        check_sampling: whether the engine must pass the sampling check before requests are let in.
+    """
+
+    def __init__(self, settings: GatewaySettings, engine: LocalEngine | None, check_sampling: bool):
+        self._settings = settings
+        self._engine = engine
+        self._check_sampling = check_sampling
+        self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until a signal comes, or raises what ended it before."""
+        with bind(self._settings.host, self._settings.port) as socket, self._signals():
+            socket.listen(BACKLOG)
+            host, port = socket.getsockname()[:2]
+            try:
+                self._start_engine()
+                server = make_server(self._settings, self._door)
+                serving = asyncio.create_task(server.serve(sockets=[socket]))
+                log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
+                try:
+                    await self._live()
+                finally:
+                    await self._drain(server)
+                    await serving
+            finally:
+                if self._engine is not None:
+                    log("engine: stopping")
+                    await asyncio.to_thread(self._engine.stop)
+
+    def _start_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.start()
+            self._settings = self._settings.model_copy(update={"engine_url": self._engine.url})
+            log(f"engine: {self._engine.url}, log in {self._engine.settings.log_file}")
+
+    async def _live(self) -> None:
+        """From the engine's start to the first signal.
+
+        Raises:
+            EngineError: the engine died or never came.
+            CheckFailed: it does not sample as it must.
+        """
+        stopped = asyncio.create_task(self._stop.wait())
+        working = asyncio.create_task(self._bring_up_and_watch())
+        try:
+            await asyncio.wait({stopped, working}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            if self._engine is not None and not working.done() and self._door.phase is Phase.STARTING:
+                await asyncio.to_thread(self._engine.stop)  # also wakes the thread that waits for it
+            for task in (stopped, working):
+                task.cancel()
+            await asyncio.gather(stopped, working, return_exceptions=True)
+
+    async def _bring_up_and_watch(self) -> None:
+        url = self._settings.engine_url
+        assert url is not None
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.wait_ready)
+        else:
+            await _reach(url)
+        if self._check_sampling:
+            await _check_sampling(url, self._settings.served_model_name)
+        self._door.phase = Phase.SERVING
+        draft = self._settings.draft_name or "none"
+        log(f"gateway: ready, serving {self._settings.served_model_name} (draft: {draft})")
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._engine is not None:
+                self._engine.check_alive()
+
+    async def _drain(self, server: Server) -> None:
+        """Takes no more requests and lets the running ones end; a second signal cuts them."""
+        self._door.phase = Phase.DRAINING
+        drain_s = self._settings.drain_s
+        if self._door.running:
+            log(f"gateway: up to {drain_s:g} s for {self._door.running} running requests; Ctrl-C again cuts them")
+        for _ in range(int(drain_s / DRAIN_POLL_S)):
+            if not self._door.running or self._hurry.is_set():
+                break
+            await asyncio.sleep(DRAIN_POLL_S)
+        self._door.cut.set()
+        server.should_exit = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+
+def note_progress(seconds: float, line: str) -> None:
+    """A line of progress while an engine starts."""
+    log(f"engine: starting, {seconds:.0f} s; {line[-100:]}")
+
+
+def serve(
+    settings: GatewaySettings,
+    pair: Pair | None = None,
+    log_file: Path | None = None,
+    allow_faulty_sampling: bool = False,
+    make_engine: Callable[[EngineSettings], LocalEngine] = lambda settings: LocalEngine(settings, note_progress),
+) -> None:
+    """Serves until Ctrl-C or SIGTERM, then ends gateway and engine.
+
+    Args:
+        settings: with ``engine_url`` for an engine that runs elsewhere.
+        pair: what a local engine serves; needed without ``engine_url``, and optional beside it (names, figures).
+        log_file: the local engine's log; needed with a local engine.
+        allow_faulty_sampling: let an engine in that fails the sampling check.
+        make_engine: how a local engine is made.
+
+    Raises:
+        InputError: port taken, or settings that no engine can be started with.
+        EngineError: the engine died.
+        CheckFailed: it does not sample as its target does.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    if pair is not None:
+        settings = gateway_settings(pair, settings)
+    engine = None
+    if settings.engine_url is None:
+        if pair is None or log_file is None:
+            raise InputError("nothing to serve: give a pair or the URL of an engine")
+        engine = make_engine(engine_settings(pair, log_file))
+    check = settings.draft_name is not None and not allow_faulty_sampling
+    asyncio.run(_serve(settings, engine, check))
+
+
+async def _serve(settings: GatewaySettings, engine: LocalEngine | None, check: bool) -> None:
+    await Service(settings, engine, check).run()

@@ -1,0 +1,35 @@
+"""Settings of the gateway: one frozen object, resolved by the command and handed down."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+
+from stages.settings import Settings
+
+MIB = 2**20
+
+
+class GatewaySettings(Settings):
+    """How the gateway listens, what it lets in, and how long it waits. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 lets the system choose one")
+    engine_url: str | None = Field(
+        default=None, pattern=r"^https?://[^\s]+$", description="an engine that runs elsewhere; none is started then"
+    )
+    engine_api_key: SecretStr | None = Field(default=None, description="sent to the engine instead of the client's key")
+    served_model_name: str = Field(default="model", min_length=1, description="label `model` of every metric")
+    draft_name: str | None = Field(default=None, description="label `draft`; None: no acceptance records are expected")
+    max_body_bytes: int = Field(default=8 * MIB, ge=1024)
+    max_event_bytes: int = Field(default=8 * MIB, ge=1024, description="longer stream events are relayed unread")
+    max_in_flight: int = Field(default=1024, ge=1, description="further requests get 429")
+    max_sequences: int = Field(default=128, ge=1, description="n times prompts of one request")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="for the whole request body to arrive")
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    engine_silence_s: float = Field(default=600.0, gt=0, description="longest wait for the engine's next byte")
+    client_stall_s: float = Field(default=120.0, gt=0, description="longest wait for a client that does not read")
+    ready_timeout_s: float = Field(default=2.0, gt=0, description="of the question to the engine behind /ready")
+    retry_after_s: int = Field(default=1, ge=1, description="told to clients with 429 and 503")
+    drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
+    expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
+    expected_mean_acceptance_length: float | None = Field(default=None, ge=1)

@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drafts.building import check_recipe, read_recipe
+from drafts.estimating import estimate
+from stages.errors import InputError
+from tests.unit.pruning import pico
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe for a pico target beside it."""
+    pico.save(pico.LLAMA.model(), tmp_path / "target")
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} prompt", "source": f"{name}.py"}) + "\n")
+    file = tmp_path / "recipe.yaml"
+    prompts = "prompts: {train: train.jsonl, validation: validation.jsonl}"
+    file.write_text(f"name: pico\ntarget: target\n{prompts}\nout: {tmp_path}/out\nmax_model_len: 64\n")
+    return file
+
+
+def understudy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "understudy", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_paths_are_relative_to_the_recipe_and_lengths_are_handed_down(recipe: Path) -> None:
+    read = read_recipe(recipe)
+    assert read.target == recipe.parent / "target"
+    assert read.prune.calibration == (recipe.parent / "train.jsonl",)
+    assert (read.distill.max_model_len, read.measure.max_model_len, read.recover.max_length) == (64, 64, 64)
+    check_recipe(read)
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ("prune: {keep: 9}", "9"),
+        ("prune: {method: fist}", "prune.method"),
+        ("recover: {learning_rat: 1}", "did you mean 'learning_rate'"),
+        ("measure: {repeats: 0}", "measure.repeats"),
+        ("choose: {max_tokens: 0}", "choose.max_tokens"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(recipe: Path, addition: str, message: str) -> None:
+    recipe.write_text(recipe.read_text() + addition + "\n")
+    with pytest.raises(InputError, match=message) as error:
+        check_recipe(read_recipe(recipe))
+    assert "\n" not in str(error.value)
+
+
+def test_prompts_that_overlap_are_refused_before_any_work(recipe: Path) -> None:
+    (recipe.parent / "validation.jsonl").write_text('{"prompt": "train prompt"}\n')
+    with pytest.raises(InputError, match="also a training prompt"):
+        check_recipe(read_recipe(recipe))
+
+
+def test_the_estimate_counts_real_parameters(recipe: Path) -> None:
+    target, draft, lines = estimate(read_recipe(recipe), 1e11)
+    assert target.total == sum(p.numel() for p in pico.LLAMA.model().parameters())
+    assert draft is not None
+    assert draft.num_layers == 2
+    assert [line.stage for line in lines] == ["prune", "distill", "recover", "measure", "choose"]
+
+
+def test_the_command_prints_one_line_and_ends_with_two_on_bad_input(tmp_path: Path) -> None:
+    done = understudy("build", str(tmp_path / "missing.yaml"))
+    assert done.returncode == 2
+    assert "no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = understudy("prune", str(tmp_path / "missing"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert str(tmp_path / "missing") in done.stderr
+
+
+def test_a_dry_run_writes_nothing(recipe: Path) -> None:
+    done = understudy("build", str(recipe), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "layers [0, 4] of 5" in done.stdout
+    assert not (recipe.parent / "out").exists()
+
+
+def test_help_teaches_the_way() -> None:
+    done = understudy("--help")
+    assert done.returncode == 0
+    for verb in ("build", "score", "prune", "distill", "recover", "measure", "choose", "compare", "verify", "serve"):
+        assert verb in done.stdout

@@ -1,0 +1,74 @@
+import pytest
+
+from drafts.cells import Cell, Condition, acceptance, differing, histogram, rows_of
+from drafts.client import Answer, Speculation, parse_speculation
+
+GREEDY = Condition("code", 1, 0.0)
+
+
+def answer(prompt: str, text: str, seconds: float, tokens: int = 11, speculation: Speculation | None = None) -> Answer:
+    return Answer(prompt, "code", text, "length", 5, tokens, 0.1 * seconds, seconds, speculation)
+
+
+def cells(plain_s: float = 2.0, draft_s: float = 1.0, draft_text: str = "same") -> list[Cell]:
+    made = []
+    for repeat, factor in enumerate((1.0, 1.25)):
+        record = Speculation(4, 12, 6, (1, 1, 1, 1))
+        plain = (answer("a", "same", plain_s * factor), answer("b", "x " * 40, plain_s * factor))
+        draft = (
+            answer("a", draft_text, draft_s, speculation=record),
+            answer("b", "x " * 40, draft_s / 4, speculation=record),
+        )
+        made.append(Cell("plain", GREEDY, repeat, plain, 2 * plain_s * factor))
+        made.append(Cell("draft", GREEDY, repeat, draft, 1.25 * draft_s))
+    return made
+
+
+def rows(**changes: object) -> dict[str, dict[str, object]]:
+    return {str(row["method"]): row for row in rows_of(cells(**changes), str.split)}  # type: ignore[arg-type]
+
+
+def test_speedup_is_a_mean_of_ratios_within_each_repeat() -> None:
+    row = rows()["draft"]
+    assert row["speedup_low"] == pytest.approx(4 / 1.25)
+    assert row["speedup_high"] == pytest.approx(5 / 1.25)
+    assert row["speedup"] == pytest.approx((4 / 1.25 + 5 / 1.25) / 2)
+    assert rows()["plain"]["speedup"] == pytest.approx(1.0)
+
+
+def test_looping_prompts_are_reported_and_left_out_of_the_second_figure() -> None:
+    row = rows()["draft"]
+    assert row["looping_outputs"] == pytest.approx(0.5)
+    assert row["speedup_without_loops"] == pytest.approx((2.0 + 2.5) / 2)
+
+
+def test_identical_outputs_counts_texts() -> None:
+    assert rows()["draft"]["identical_outputs"] == 1.0
+    assert rows(draft_text="other")["draft"]["identical_outputs"] == 0.5
+    found = differing(cells(draft_text="other"))
+    assert [(d["method"], d["prompt_id"], d["text"]) for d in found] == [("draft", "a", "other")]
+
+
+def test_acceptance_is_a_ratio_of_sums() -> None:
+    """Two requests of very different size: the average of their rates would be 0.55."""
+    small, large = Speculation(1, 1, 1, (0, 1)), Speculation(100, 100, 10, (90, 10))
+    found = acceptance([answer("a", "", 1.0, speculation=small), answer("b", "", 1.0, speculation=large)])
+    assert found["acceptance_rate"] == pytest.approx(11 / 101)
+    assert found["mean_acceptance_length"] == pytest.approx(1 + 11 / 101)
+    assert histogram([answer("a", "", 1.0, speculation=small), answer("b", "", 1.0, speculation=large)]) == [90, 11]
+
+
+def test_without_drafts_acceptance_is_undefined() -> None:
+    found = acceptance([answer("a", "", 1.0)])
+    assert found["acceptance_rate"] is None
+    assert found["mean_acceptance_length"] is None
+
+
+def test_time_per_token_needs_two_tokens() -> None:
+    assert answer("a", "", 1.0, tokens=1).tpot_s is None
+    assert answer("a", "", 1.0, tokens=10).tpot_s == pytest.approx(0.1)
+
+
+def test_a_chunk_without_a_record_gives_none() -> None:
+    assert parse_speculation({"usage": {}}) is None
+    assert parse_speculation({"metrics": None}) is None

@@ -1,0 +1,45 @@
+import math
+
+import pytest
+import torch
+
+from drafts.losses import agreement, cross_entropy, forward_kl, overlap
+
+
+def logits(count: int = 6, vocabulary: int = 11, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, vocabulary, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def test_kl_equals_a_slow_sum_over_tokens() -> None:
+    student, teacher = logits(seed=1), logits(seed=2)
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])
+    total = 0.0
+    for s, t, w in zip(student.double(), teacher.double(), weights.tolist(), strict=True):
+        p = [math.exp(x) / sum(math.exp(y) for y in t.tolist()) for x in t.tolist()]
+        q = [math.exp(x) / sum(math.exp(y) for y in s.tolist()) for x in s.tolist()]
+        total += w * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert forward_kl(student, teacher, weights).item() == pytest.approx(total / 5.5, rel=1e-4)
+
+
+def test_kl_to_itself_is_zero_and_else_positive() -> None:
+    ones = torch.ones(6)
+    assert forward_kl(logits(), logits(), ones).item() == pytest.approx(0.0, abs=1e-6)
+    assert forward_kl(logits(seed=3), logits(), ones).item() > 0.1
+
+
+def test_weights_of_zero_hide_a_position() -> None:
+    labels, weights = torch.zeros(6, dtype=torch.int64), torch.tensor([1.0, 1, 1, 1, 1, 0])
+    changed = logits()
+    changed[5] += torch.arange(11.0) * 50
+    assert cross_entropy(logits(), labels, weights) == cross_entropy(changed, labels, weights)
+
+
+def test_overlap_is_one_minus_total_variation() -> None:
+    p, q = torch.softmax(logits(seed=1), -1), torch.softmax(logits(seed=2), -1)
+    variation = 0.5 * (p - q).abs().sum(-1)
+    assert torch.allclose(overlap(logits(seed=2), logits(seed=1)), 1 - variation, atol=1e-6)
+
+
+def test_agreement_compares_the_most_likely_tokens() -> None:
+    student, teacher = torch.eye(3), torch.eye(3)[[0, 2, 2]]
+    assert agreement(student, teacher).tolist() == [1.0, 0.0, 1.0]

@@ -1,0 +1,145 @@
+"""Recovery on pico models, through the real stages: prune, distill with transformers, recover."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafts import recovery
+from drafts.distilling import DATA, DistillSettings, distill, read_data
+from drafts.examples import Example, collate
+from drafts.recovery import RecoverSettings, Trainer, learning_rate_factor, recover
+from drafts.teacher import Teacher
+from pruning.checkpoint import load_model, load_target
+from pruning.prune import PruneSettings, prune
+from stages import provenance
+from stages.errors import InputError
+from stages.hashing import checkpoint_hash
+from tests.unit.pruning import pico
+
+DISTILL = DistillSettings(backend="transformers", max_tokens=12, concurrency=8)
+RECOVER = RecoverSettings(tokens=4000, batch_tokens=256, check_share=0.2, mixed_precision="no", checkpoint_every_s=1000)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Target, pruned model and self-distilled data."""
+    folder = tmp_path_factory.mktemp("recovery")
+    target = pico.save(pico.LLAMA.model(), folder / "target")
+    prompts = folder / "prompts.jsonl"
+    lines = [{"kind": "code", "prompt": f"def f{i}("} for i in range(24)]
+    lines += [{"kind": "chat", "messages": [{"role": "user", "content": f"what is {i}?"}]} for i in range(24)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prune(target, folder / "pruned", PruneSettings(keep=2))
+    distill(target, prompts, folder / "data", DISTILL)
+    return {"target": target, "prompts": prompts, "pruned": folder / "pruned", "data": folder / "data"}
+
+
+def run(made: dict[str, Path], out: Path, settings: RecoverSettings = RECOVER) -> dict[str, float]:
+    recover(made["target"], made["pruned"], made["data"], out, settings)
+    record = provenance.read(out)
+    assert record is not None
+    return record["figures"]
+
+
+def test_data_records_who_answered_and_how(made: dict[str, Path]) -> None:
+    records = read_data(made["data"] / DATA)
+    assert len(records) == 48
+    assert {record["temperature"] for record in records} == {0.0, 1.0}
+    assert provenance.read(made["data"])["inputs"]["target"] == checkpoint_hash(made["target"])  # type: ignore[index]
+
+
+def test_greedy_answers_are_the_targets_own(made: dict[str, Path]) -> None:
+    model, tokenizer = load_target(made["target"])
+    record = next(r for r in read_data(made["data"] / DATA) if r["temperature"] == 0 and "prompt" in r)
+    ids = tokenizer(record["prompt"], return_tensors="pt")["input_ids"]
+    out = model.generate(ids, max_new_tokens=DISTILL.max_tokens, do_sample=False)
+    assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == record["answer"]
+
+
+def test_an_interrupted_distillation_asks_only_what_is_missing(made: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    distill(made["target"], made["prompts"], out, DISTILL)
+    done = (out / DATA).read_text().splitlines(keepends=True)
+    partial = tmp_path / ".data.partial"
+    out.rename(partial)
+    marked = [json.dumps({**json.loads(line), "answer": "kept"}) + "\n" for line in done[:5]]
+    (partial / DATA).write_text("".join(marked) + done[5][:10])
+    distill(made["target"], made["prompts"], out, DISTILL)
+    records = read_data(out / DATA)
+    assert len(records) == len(done)
+    assert [record["answer"] for record in records[:5]] == ["kept"] * 5
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_recovery_brings_the_student_nearer_to_its_target(made: dict[str, Path], tmp_path: Path, method: str) -> None:
+    rate = {"full": 0.01, "lora": 0.01}[method]
+    settings = RECOVER.model_copy(update={"method": method, "adam_learning_rate": rate})
+    before = run(made, tmp_path / "before", settings.model_copy(update={"tokens": 1, "warmup_share": 0.9}))
+    after = run(made, tmp_path / "after", settings)
+    assert after["overlap"] > before["overlap"] + 0.02
+
+
+def test_a_draft_folder_is_a_plain_checkpoint_bound_to_its_target(made: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "draft"
+    run(made, out)
+    bound = json.loads((out / "understudy.json").read_text())
+    assert bound["target_sha256"] == checkpoint_hash(made["target"])
+    assert (out / "README.md").read_text().startswith("# Draft of")
+    assert load_model(out).config.num_hidden_layers == 2
+    assert (out / "tokenizer.json").read_bytes() == (made["target"] / "tokenizer.json").read_bytes()
+
+
+def test_recovery_resumes_to_the_same_weights(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RECOVER.model_copy(update={"checkpoint_every_s": 1e-6})
+    run(made, tmp_path / "whole", settings)
+    steps, real = 0, Trainer.step
+
+    def interrupted(self: Trainer, batch: object, teacher: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+        return real(self, batch, teacher)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recovery.Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "halved", settings)
+    assert not (tmp_path / "halved").exists()
+    monkeypatch.setattr(recovery.Trainer, "step", real)
+    run(made, tmp_path / "halved", settings)
+    whole, halved = load_model(tmp_path / "whole"), load_model(tmp_path / "halved")
+    for (name, a), b in zip(whole.named_parameters(), halved.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5), name
+
+
+def test_a_plan_for_another_target_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    other = pico.save(pico.LLAMA.model(seed=5), tmp_path / "other")
+    with pytest.raises(InputError, match="was made for the target"):
+        recover(other, made["pruned"], made["data"], tmp_path / "out", RECOVER)
+
+
+def test_a_recovery_without_a_loss_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="both 0"):
+        run(made, tmp_path / "out", RECOVER.model_copy(update={"kl_weight": 0.0}))
+
+
+def test_remembered_hidden_states_give_the_same_logits(made: dict[str, Path]) -> None:
+    model = load_model(made["target"])
+    examples = [Example((1, 2, 3, 4, 5, 6), 2), Example((7, 8, 9), 1)]
+    batch = collate(examples, [0, 1], prompt_weight=0.5)
+    teacher = Teacher(model, cache_bytes=10**6)
+    first, remembered = teacher.logits(batch), teacher.logits(collate(examples, [0, 1], prompt_weight=0.5))
+    assert torch.allclose(first, remembered, atol=1e-5)
+    direct = model(batch.ids_BT).logits[batch.rows_N, batch.columns_N]
+    assert torch.allclose(first, direct, atol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
+    assert learning_rate_factor(0.0, 0.1) < 0.1
+    assert learning_rate_factor(0.1, 0.1) == pytest.approx(1.0)
+    assert learning_rate_factor(0.55, 0.1) == pytest.approx(0.5)
+    assert learning_rate_factor(1.0, 0.1) == 0.0

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from server.engine_command import EngineSettings, command, environment, preloadable
+
+
+def settings(**more: object) -> EngineSettings:
+    return EngineSettings.model_validate({"model": "/m", "log_file": "/l", "cpu": True, **more})
+
+
+def test_speculation_brings_its_per_request_record() -> None:
+    config = {"method": "ngram", "num_speculative_tokens": 4}
+    line = command(settings(speculative_config=config), 1234)
+    assert json.loads(line[line.index("--speculative-config") + 1]) == config
+    assert line[line.index("--per-request-spec-decode-metrics") + 1] == "summary"
+    assert "--per-request-spec-decode-metrics" not in command(settings(), 1234)
+
+
+def test_the_engine_listens_on_loopback_only() -> None:
+    line = command(settings(max_model_len=512, extra_args=("--seed", "1")), 1234)
+    assert line[line.index("--host") + 1] == "127.0.0.1"
+    assert line[line.index("--max-model-len") + 1] == "512"
+    assert line[-2:] == ["--seed", "1"]
+
+
+def test_eager_on_a_cpu_unless_told_otherwise() -> None:
+    assert "--enforce-eager" in command(settings(), 1)
+    assert "--enforce-eager" not in command(settings(cpu=False), 1)
+    assert "--enforce-eager" not in command(settings(enforce_eager=False), 1)
+
+
+def test_environment_of_a_cpu_engine() -> None:
+    made = environment(settings(preload=False, environment={"X": "1"}), {"PATH": "/bin"})
+    assert made["PATH"] == "/bin"
+    assert (made["HF_HUB_OFFLINE"], made["VLLM_CPU_KVCACHE_SPACE"], made["X"]) == ("1", "1", "1")
+    assert "LD_PRELOAD" not in made
+    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(settings(cpu=False), {})
+
+
+def test_libraries_are_preloaded_where_they_are_found(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    openmp = tmp_path / "lib" / "libiomp5.so"
+    assert str(openmp) not in preloadable(tmp_path)
+    openmp.write_bytes(b"")
+    made = environment(settings(python=tmp_path / "bin" / "python"), {"LD_PRELOAD": "theirs.so"})
+    assert made["LD_PRELOAD"].split(":")[0] == str(openmp)
+    assert made["LD_PRELOAD"].split(":")[-1] == "theirs.so"

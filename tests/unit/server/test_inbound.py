@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import Refusal
+from server.inbound import Inbound, Route, check
+
+CHAT = Route("/v1/chat/completions", "chat", generates=True)
+EMBEDDINGS = Route("/v1/embeddings", "embeddings", generates=False)
+
+
+def checked(payload: dict[str, Any], route: Route = CHAT) -> tuple[Inbound, dict[str, Any]]:
+    inbound = check(route, json.dumps(payload).encode(), 8)
+    return inbound, json.loads(inbound.body)
+
+
+def refused(body: bytes | dict[str, Any]) -> Refusal:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(Refusal) as caught:
+        check(CHAT, raw, 8)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_a_stream_is_asked_for_its_usage_chunk() -> None:
+    inbound, sent = checked({"stream": True})
+    assert sent["stream_options"] == {"include_usage": True}
+    assert not inbound.wants_usage
+
+
+def test_a_client_that_asks_itself_is_left_alone() -> None:
+    payload = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    inbound, sent = checked(payload)
+    assert (inbound.wants_usage, sent) == (True, payload)
+
+
+def test_asking_for_usage_does_not_switch_on_what_hangs_on_it() -> None:
+    _, sent = checked({"stream": True, "stream_options": {"continuous_usage_stats": True}})
+    assert sent["stream_options"] == {"include_usage": True}
+
+
+def test_answers_in_one_piece_are_left_alone() -> None:
+    assert checked({"stream": False, "prompt": "x"})[1] == {"stream": False, "prompt": "x"}
+
+
+def test_priority_is_not_the_clients_to_choose() -> None:
+    assert checked({"priority": -5, "prompt": "x"})[1] == {"prompt": "x"}
+    assert checked({"priority": -5, "input": "x"}, EMBEDDINGS)[1] == {"input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "sequences"),
+    [({}, 1), ({"n": 3}, 3), ({"n": None}, 1), ({"prompt": "a"}, 1), ({"prompt": [1, 2, 3]}, 1),
+     ({"prompt": ["a", "b"]}, 2), ({"prompt": [[1], [2]], "n": 4}, 8), ({"prompt": []}, 1)],
+)  # fmt: skip
+def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) -> None:
+    assert checked(payload)[0].num_sequences == sequences
+
+
+@pytest.mark.parametrize(
+    ("payload", "param"),
+    [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"),
+     ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
+     ({"stream": True, "stream_options": []}, "stream_options"), ({"stream_options": {}}, "stream_options"),
+     ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage")],
+)  # fmt: skip
+def test_wrong_types_are_named(payload: dict[str, Any], param: str) -> None:
+    assert refused(payload).param == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": NaN}', b'{"a": 1e999999}', b"[" * 100_000,
+     b'{"a":' * 100_000, b'{"a": "\\ud800"}', b'{"a": ' + b"9" * 5000 + b"}"],
+)  # fmt: skip
+def test_what_is_not_a_json_object_is_refused(body: bytes) -> None:
+    assert refused(body).code == "malformed_json"
+
+
+def test_messages_never_hold_the_prompt() -> None:
+    assert "secret" not in refused({"stream": "secret", "prompt": "secret"}).message
+    assert "secret" not in refused(b'{"prompt": "secret" "x"}').message
+
+
+@given(st.binary(max_size=300))
+def test_no_body_makes_the_gateway_fail(body: bytes) -> None:
+    with contextlib.suppress(Refusal):
+        check(CHAT, body, 8)

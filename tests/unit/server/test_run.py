@@ -1,0 +1,127 @@
+"""`serve` as a process of its own, with a stand-in for the engine; signals are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.background import background_gateway
+from stages.errors import EngineError
+from tests.unit.server.test_engine import DYING, HEALTHY, gone, lives
+from tests.unit.server.test_pair import checkpoint
+
+SERVE = """
+import sys
+from pathlib import Path
+from server.engine import LocalEngine
+from server.pair import read_pair
+from server.run import serve
+from server.settings import GatewaySettings
+from stages.errors import UnderstudyError
+
+folder = Path(sys.argv[1])
+def stand_in(settings):
+    return LocalEngine(settings.model_copy(update={"python": folder / "python", "stop_grace_s": 0.2}))
+try:
+    serve(GatewaySettings(port=0), read_pair(folder), folder / "engine.log", make_engine=stand_in)
+except UnderstudyError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+Serve = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "health").write_text("")
+    target = {"path": "target", **checkpoint(tmp_path / "target", b"t")}
+    serving = {"schema_version": 1, "served_model_name": "m", "target": target, "max_model_len": 8}
+    (tmp_path / "serving.json").write_text(json.dumps(serving))
+    started = []
+
+    def start(script: str) -> subprocess.Popen[str]:
+        (tmp_path / "python").write_text(script.format(folder=tmp_path, python=sys.executable))
+        (tmp_path / "python").chmod(0o755)
+        arguments = [sys.executable, "-c", SERVE, str(tmp_path)]
+        started.append(subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def wait_for_line(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if word in line:
+            return line
+    pytest.fail(f"ended without saying {word!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_gateway_and_engine(serve: Serve, tmp_path: Path, number: signal.Signals) -> None:
+    process = serve(HEALTHY)
+    wait_for_line(process, "gateway: ready")
+    child = int((tmp_path / "child").read_text())
+    assert lives(child)
+    process.send_signal(number)
+    assert process.wait(20) == 0
+    assert gone(child)
+
+
+def test_a_signal_ends_it_while_the_engine_is_starting(serve: Serve, tmp_path: Path) -> None:
+    process = serve("#!/bin/sh\necho $$ > {folder}/child\nexec sleep 300\n")
+    url = wait_for_line(process, "gateway: http").split()[1]
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"{url}/ready")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def test_an_engine_that_dies_ends_it_with_one_clear_error(serve: Serve) -> None:
+    process = serve(DYING)
+    assert "exit code 7" in wait_for_line(process, "error:")
+    assert process.wait(20) == 3
+
+
+def test_an_engine_that_dies_later_ends_it_too(serve: Serve, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    process = serve(
+        "#!/bin/sh\n{python} -m http.server -b 127.0.0.1 -d {folder}/www $6 &\nread x <{folder}/fifo; exit 5\n"
+    )
+    wait_for_line(process, "gateway: ready")
+    (tmp_path / "fifo").write_text("now\n")
+    assert "exit code 5 while serving" in wait_for_line(process, "error:")
+    assert process.wait(20) == 3
+
+
+def test_a_gateway_in_the_background() -> None:
+    with background_gateway("http://127.0.0.1:1", "m", "d") as url, urllib.request.urlopen(f"{url}/health") as answer:
+        assert answer.status == 200
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"{url}/health")
+
+
+def test_a_background_gateway_that_does_not_come_up() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        gateway = background_gateway("http://127.0.0.1:1", "m", port=taken.getsockname()[1])
+        with pytest.raises(EngineError, match="did not come up"):
+            gateway.__enter__()

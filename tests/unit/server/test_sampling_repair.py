@@ -1,0 +1,136 @@
+"""The plugin: replaces what a call shows to be faulty, leaves the rest, and costs nothing to import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from server.sampling_repair import (
+    REPAIRS,
+    SWITCH,
+    Repair,
+    expand_is_faulty,
+    repaired_expand,
+    repaired_top_k,
+    top_k_is_faulty,
+)
+
+
+def right_expand(output: Any, values: Any, ends: Any, old: Any, new: Any, MAX_NUM_TOKENS: Any = None) -> None:
+    """The slow reference: one place after the other."""
+    start = 0
+    for value, end in zip(values.tolist(), ends.tolist(), strict=True):
+        for place in range(start, end):
+            output[place] = new if value == old else value
+        start = end
+
+
+def faulty_expand(output: Any, values: Any, ends: Any, old: Any, new: Any, MAX_NUM_TOKENS: Any = None) -> None:
+    """As in vLLM 0.32: fills an int64 copy of the output."""
+    right_expand(output if output.dtype == torch.int64 else output.to(torch.int64), values, ends, old, new)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
+def test_repaired_expand_equals_the_slow_reference(dtype: torch.dtype) -> None:
+    values = torch.tensor([3, 0, 7, 2], dtype=dtype)
+    ends = torch.tensor([1, 1, 4, 6], dtype=torch.int32)
+    expected, output = torch.empty(6, dtype=dtype), torch.full((6,), 99, dtype=dtype)
+    right_expand(expected, values, ends, 0, 1)
+    repaired_expand(faulty_expand)(output, values, ends, 0, 1, MAX_NUM_TOKENS=128)
+    assert output.tolist() == expected.tolist()
+
+
+def test_repaired_expand_takes_no_tokens() -> None:
+    output = torch.empty(0)
+    repaired_expand(faulty_expand)(output, torch.tensor([1.0]), torch.tensor([0], dtype=torch.int32), 0, 1)
+    assert output.shape == (0,)
+
+
+def test_the_fault_is_seen_and_its_absence_too() -> None:
+    assert expand_is_faulty(faulty_expand, torch)
+    assert not expand_is_faulty(right_expand, torch)
+
+
+def test_top_k_of_no_rows() -> None:
+    def faulty(logits: Any, k: Any) -> Any:
+        return logits.masked_fill(logits < logits.topk(int(k.max()), dim=1).values[:, -1:], -torch.inf)
+
+    assert top_k_is_faulty(faulty, torch)
+    fixed = repaired_top_k(faulty)
+    assert not top_k_is_faulty(fixed, torch)
+    logits, k = torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
+    assert fixed(logits, k).tolist() == faulty(logits, k).tolist()
+
+
+@pytest.fixture
+def engine_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("an_engine_module")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def repair_of(module: types.ModuleType) -> Repair:
+    return Repair(module.__name__, "expand", expand_is_faulty, repaired_expand)
+
+
+def test_a_faulty_function_is_replaced_where_it_is_held(engine_module: types.ModuleType) -> None:
+    launcher = types.SimpleNamespace(func=faulty_expand)
+    engine_module.__dict__.update(expand=faulty_expand, launcher=launcher)
+    assert repair_of(engine_module).apply(torch)
+    assert engine_module.expand is launcher.func is not faulty_expand
+    assert not repair_of(engine_module).apply(torch)  # a second call finds nothing to do
+
+
+def test_a_right_function_is_left_alone(engine_module: types.ModuleType) -> None:
+    engine_module.__dict__.update(expand=right_expand)
+    assert not repair_of(engine_module).apply(torch)
+    assert engine_module.__dict__["expand"] is right_expand
+
+
+def test_another_version_is_left_alone(engine_module: types.ModuleType) -> None:
+    assert not repair_of(engine_module).apply(torch)  # no such function
+    engine_module.__dict__.update(expand=lambda output: None)
+    assert not repair_of(engine_module).apply(torch)  # another signature
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_plugin_imports_neither_torch_nor_vllm() -> None:
+    code = "import server.sampling_repair, sys; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    assert run_python(code) == "[]"
+
+
+REAL = """
+import torch
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.platforms import current_platform
+current_platform.register_triton_kernel_overrides()
+from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens
+ends = torch.tensor([2, 5], dtype=torch.int32)
+place = torch.full((5,), -3.0)
+del place  # the memory that an untouched output would show
+print(expand_batch_to_tokens(torch.tensor([0.5, 0.0]), ends, 5, 0, 1).tolist())
+"""
+
+
+@pytest.mark.engine
+def test_vllm_loads_the_plugin_before_it_binds_its_kernels() -> None:
+    assert run_python(REAL) == "[0.5, 0.5, 1.0, 1.0, 1.0]"
+    assert run_python(REAL, **{SWITCH: "off"}) != "[0.5, 0.5, 1.0, 1.0, 1.0]"
+
+
+def test_repairs_name_functions_of_the_engine() -> None:
+    assert {repair.function for repair in REPAIRS} == {"_expand_kernel_impl", "apply_top_k_only"}

@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from stages.provenance import Run, read
+
+
+def test_run_json_tells_whether_a_folder_is_current(tmp_path: Path) -> None:
+    run = Run("prune", {"keep": 2, "layers": (0, 1)}, {"target": "abc"}, seed=3)
+    assert not run.is_current(tmp_path)
+    run.write(tmp_path, figures={"a": 1})
+    assert run.is_current(tmp_path)
+    assert not Run("prune", {"keep": 3, "layers": (0, 1)}, {"target": "abc"}, seed=3).is_current(tmp_path)
+    assert not Run("prune", {"keep": 2, "layers": (0, 1)}, {"target": "abd"}, seed=3).is_current(tmp_path)
+
+
+def test_run_json_names_versions_hardware_and_cost(tmp_path: Path) -> None:
+    Run("prune", {}, {}).write(tmp_path)
+    record = read(tmp_path)
+    assert record is not None
+    assert {"date", "wall_s", "peak_memory_mib", "versions", "hardware", "git_revision"} <= set(record)
+
+
+def test_a_damaged_run_json_is_not_current(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    assert not Run("prune", {}, {}).is_current(tmp_path)

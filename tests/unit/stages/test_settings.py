@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from stages.errors import InputError
+from stages.settings import Settings, read_yaml, validate
+
+
+class Inner(Settings):
+    keep: int = Field(default=2, ge=1)
+
+
+class Outer(Settings):
+    name: str
+    prune: Inner = Inner()
+
+
+def test_unknown_key_names_the_nearest_known_one() -> None:
+    with pytest.raises(InputError, match=r"unknown key 'prune\.kep': did you mean 'keep'\?"):
+        validate(Outer, {"name": "a", "prune": {"kep": 3}}, "recipe.yaml")
+
+
+def test_bad_value_is_named_with_its_range() -> None:
+    with pytest.raises(InputError, match=r"'prune\.keep'.*greater than or equal to 1, given 0"):
+        validate(Outer, {"name": "a", "prune": {"keep": 0}}, "recipe.yaml")
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(InputError, match="'name': Field required"):
+        validate(Outer, {}, "recipe.yaml")
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("name: a\nprune: [1\n")
+    with pytest.raises(InputError, match=r"not valid YAML at line \d"):
+        read_yaml(file, Outer)
+
+
+def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
+    first = validate(Outer, {"name": "a", "prune": {"keep": 5}}, "here")
+    assert validate(Outer, first.model_dump(mode="json"), "there") == first
