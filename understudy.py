@@ -27,6 +27,9 @@ app = typer.Typer(
     """,
 )
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells count it."""
+
 SetOption = Annotated[
     list[str], typer.Option("--set", help="key=value of this stage's settings (YAML value); repeat for more")
 ]
@@ -290,9 +293,10 @@ def main() -> None:
     except UnderstudyError as error:
         print(f"understudy: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("understudy: interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("understudy: interrupted; run the same command again to resume", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

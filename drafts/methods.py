@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", 
     return Method(name, config)
 
 
-def _start(target: Path, method: Method, folder: Path, max_model_len: int, max_num_seqs: int) -> LocalEngine:
+def _engine(target: Path, method: Method, folder: Path, max_model_len: int, max_num_seqs: int) -> LocalEngine:
     settings = EngineSettings(
         model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, log_file=folder / f"engine-{method.name}.log",
@@ -58,11 +57,13 @@ def serving(
     """
     log(f"starting engines: {', '.join(method.name for method in methods)}")
     with ExitStack() as stack:
-        engines = [_start(target, method, folder, max_model_len, max_num_seqs) for method in methods]
-        with ThreadPoolExecutor(len(engines)) as pool:
-            starts = [pool.submit(stack.enter_context, engine) for engine in engines]
-            urls = [start.result().url for start in starts]
+        engines = {}
+        for method in methods:
+            engines[method.name] = engine = _engine(target, method, folder, max_model_len, max_num_seqs)
+            stack.callback(engine.stop)
+            engine.start()
+        for engine in engines.values():
+            engine.wait_ready()
         yield {
-            method.name: stack.enter_context(background_gateway(url, MODEL, method.name))
-            for method, url in zip(methods, urls, strict=True)
+            name: stack.enter_context(background_gateway(engine.url, MODEL, name)) for name, engine in engines.items()
         }
