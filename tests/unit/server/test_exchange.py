@@ -52,11 +52,17 @@ def test_answers_in_one_piece_have_no_first_chunk() -> None:
 
 @pytest.mark.parametrize(
     ("due", "status", "acceptance", "missing"),
-    [(False, "400", Missing.ABSENT, None), (True, "400", Missing.ABSENT, None),
-     (True, "200", Missing.ABSENT, Missing.ABSENT), (True, "200", Missing.MALFORMED, Missing.MALFORMED), (True, CLIENT_GONE, Missing.ABSENT, Missing.CANCELLED),
-     (False, CLIENT_GONE, Missing.ABSENT, None), (True, STREAM_FAILED, Missing.ABSENT, Missing.FAILED),
-     (True, CLIENT_GONE, AcceptanceRecord(1, 1, 1), None)],
-)  # fmt: skip
+    [
+        (False, "400", Missing.ABSENT, None),
+        (True, "400", Missing.ABSENT, None),
+        (True, "200", Missing.ABSENT, Missing.ABSENT),
+        (True, "200", Missing.MALFORMED, Missing.MALFORMED),
+        (True, CLIENT_GONE, Missing.ABSENT, Missing.CANCELLED),
+        (False, CLIENT_GONE, Missing.ABSENT, None),
+        (True, STREAM_FAILED, Missing.ABSENT, Missing.FAILED),
+        (True, CLIENT_GONE, AcceptanceRecord(1, 1, 1), None),
+    ],
+)
 def test_why_a_record_is_missing(
     due: bool, status: str, acceptance: AcceptanceRecord | Missing, missing: Missing | None
 ) -> None:

@@ -92,19 +92,19 @@ def test_a_pair_that_is_not_there(tmp_path: Path) -> None:
 
 def test_another_target_in_the_folder(serving: dict[str, Any], write: Write, tmp_path: Path) -> None:
     checkpoint(tmp_path / "target", b"other")
-    with pytest.raises(InputError, match="the target in .* its content hash"):
+    with pytest.raises(InputError, match=r"the target in .* its content hash"):
         read_pair(write(serving))
 
 
 def test_another_draft_in_the_folder(serving: dict[str, Any], write: Write, tmp_path: Path) -> None:
     checkpoint(tmp_path / "build" / "draft", b"other")
-    with pytest.raises(InputError, match="the draft in .* its content hash"):
+    with pytest.raises(InputError, match=r"the draft in .* its content hash"):
         read_pair(write(serving))
 
 
 def test_a_folder_that_is_gone(serving: dict[str, Any], write: Write) -> None:
     serving["draft"]["path"] = "../nowhere"
-    with pytest.raises(InputError, match="draft's folder .* does not exist"):
+    with pytest.raises(InputError, match=r"draft's folder .* does not exist"):
         read_pair(write(serving))
 
 

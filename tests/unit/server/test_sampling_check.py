@@ -19,6 +19,16 @@ from stages.errors import CheckFailed, EngineError
 VOCAB = 40
 
 
+def made_up(seed: int) -> tuple[list[float], float]:
+    """Logits in descending order, and the logarithm of the sum of their exponentials."""
+    chance = random.Random(seed)
+    logits = sorted((chance.gauss(0, 2) for _ in range(VOCAB)), reverse=True)
+    return logits, math.log(sum(map(math.exp, logits)))
+
+
+LOGITS = [made_up(seed) for seed in range(50)]
+
+
 class Sampler:
     """Draws tokens from made-up logits; divides them by ``temperature_bug`` too, and may ignore top-k."""
 
@@ -37,10 +47,9 @@ class Sampler:
         return {"logprobs": {"tokens": list(tokens), "top_logprobs": list(tops)}}
 
     def _step(self, body: dict[str, Any]) -> tuple[str, dict[str, float]]:
-        logits = sorted((self.chance.gauss(0, 2) for _ in range(VOCAB)), reverse=True)
-        total = math.log(sum(map(math.exp, logits)))
+        logits, total = LOGITS[self.chance.randrange(len(LOGITS))]
         kept = body["top_k"] if body.get("top_k") and not self.ignore_top_k else VOCAB
-        weights = [math.exp(value / body["temperature"] / self.temperature_bug) for value in logits[:kept]]
+        weights = [math.exp((value - logits[0]) / body["temperature"] / self.temperature_bug) for value in logits[:kept]]
         drawn = self.chance.choices(range(kept), weights)[0]
         shown = {*range(body["logprobs"]), drawn}
         return f"token_id:{drawn}", {f"token_id:{rank}": logits[rank] - total for rank in shown}
@@ -87,7 +96,7 @@ def test_an_engine_that_samples_as_it_says_passes() -> None:
 
 
 def test_the_stated_false_alarm_rate_is_a_bound() -> None:
-    assert failures(rate=0.2, runs=30) <= 12
+    assert failures(rate=0.2, runs=12) <= 7
 
 
 @pytest.mark.parametrize("bug", [0.01, 0.6, 2.0, 1e9])

@@ -1,0 +1,120 @@
+"""Evaluates the trained target on held-out text and prompts and writes its card:
+``python -m reference.write_card --trained build/reference-target --out reference/target``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from drafts.distilling import rendered
+from drafts.looping import loops
+from drafts.prompts import Prompt, read_prompts
+from pruning.checkpoint import load_target
+from reference.chat_pairs import chat_pairs
+from reference.corpus import SourceFile, collect
+from reference.data import chat_text, encode_documents
+from reference.train_target import evaluate
+from stages import provenance
+from stages.folders import write_text
+from stages.hashing import checkpoint_hash
+from stages.progress import progress
+
+BATCH = 40
+
+
+@torch.no_grad()
+def greedy(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
+    """Greedy continuations as token ids, end token and padding left out."""
+    tokenizer.padding_side = "left"
+    outputs: list[list[int]] = []
+    with progress("greedy continuations", len(prompts), "prompts") as advance:
+        for start in range(0, len(prompts), BATCH):
+            texts = [rendered(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
+            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+            out = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+            for row in out[:, inputs["input_ids"].shape[1] :].tolist():
+                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+                outputs.append(row[:end])
+            advance(len(texts))
+    return outputs
+
+
+def held_out_losses(model: Any, tokenizer: Any, files: Sequence[SourceFile]) -> dict[str, float]:
+    """Nats per token and bits per byte on held-out source files, nats per token on held-out chat."""
+    chosen = [file for file in files if file.split == "heldout"]
+    documents: list[np.ndarray] = encode_documents(tokenizer, [file.text for file in chosen])
+    num_bytes = sum(len(file.text.encode()) for file in chosen)
+    chats = encode_documents(tokenizer, [chat_text(chat) for chat in chat_pairs(chosen)])
+    nats, bits = evaluate(model, documents, num_bytes, 512)
+    return {"nats_per_token": nats, "bits_per_byte": bits, "chat_nats_per_token": evaluate(model, chats, 1, 512)[0]}
+
+
+def card(record: dict[str, Any], settings: dict[str, Any]) -> str:
+    """README.md of the target's folder."""
+    losses, loop = record["held_out"], record["looping"]
+    shares = ", ".join(f"{kind} {loop[kind]:.1%}" for kind in ("code", "chat", "all"))
+    tokens = settings["tokens_short"] + settings["tokens_long"]
+    return f"""# Reference target
+
+A Llama of 24 layers, hidden size 192, 6 query and 2 key-value heads, 10.2 M parameters, bf16, byte-level BPE of 4,096
+tokens with a chat template. Deep and narrow, so that a draft of one or two layers costs on a CPU engine what it costs a
+large model on a GPU. It writes plausible Python and docstrings; it knows nothing.
+
+| held-out files and prompts | |
+|---|---|
+| source files | {losses["nats_per_token"]:.3f} nats/token, {losses["bits_per_byte"]:.3f} bits/byte |
+| chat pairs | {losses["chat_nats_per_token"]:.3f} nats/token |
+| greedy continuations that loop ({record["max_tokens"]} tokens) | {shares} |
+
+Looping: somewhere in the output a span of at most 48 tokens follows itself at least three times in a row, over at least 24
+tokens (`drafts/looping.py`).
+
+Trained by `python -m reference.train_target` on {tokens:,} tokens ({settings["length_short"]}- and
+{settings["length_long"]}-token windows; standard library {dict(settings["shares"])["stdlib"]:.0%}, chat pairs made from it
+{dict(settings["shares"])["chat"]:.0%}, dependencies {dict(settings["shares"])["dependencies"]:.0%}), seed {settings["seed"]},
+Muon and AdamW, with the DITTO loss (arXiv 2206.02369) on {settings["ditto_rows"]} rows of each batch in the last
+{settings["decay_share"]:.0%} of the steps. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
+
+Files are split by name into train, validation and held-out; `files.json` has the split and SHA-256 of each. Training text:
+the Python {record["versions"]["python"]} standard library without tests and generated tables, and the sources of
+{", ".join(record["dependencies"])}. This card: `python -m reference.write_card`.
+"""
+
+
+def main(
+    trained: Path = typer.Option(Path("build/reference-target"), help="folder that train_target wrote"),
+    out: Path = typer.Option(Path("reference/target"), help="folder of the shipped checkpoint"),
+    prompts: Path = typer.Option(Path("reference/prompts/heldout.jsonl"), help="held-out prompts"),
+    max_tokens: int = typer.Option(96, help="length of the greedy continuations"),
+) -> None:
+    """Copy the trained checkpoint to its place, evaluate it and write its card."""
+    shutil.copytree(trained / "target", out, dirs_exist_ok=True)
+    model, tokenizer = load_target(out)
+    chosen = read_prompts(prompts)
+    outputs = greedy(model, tokenizer, chosen, max_tokens)
+    looping = {
+        kind: float(np.mean([loops(o) for o, p in zip(outputs, chosen, strict=True) if kind in ("all", p.kind)]))
+        for kind in ("code", "chat", "all")
+    }
+    files = collect()
+    record = {
+        "held_out": held_out_losses(model, tokenizer, files), "looping": looping, "max_tokens": max_tokens,
+        "versions": provenance.versions(), "hardware": provenance.hardware(), "sha256": checkpoint_hash(out),
+        "dependencies": sorted({file.name.split("/")[0] for file in files if not file.name.startswith("stdlib/")}),
+    }  # fmt: skip
+    training = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    write_text(out / "training.json", json.dumps({**training, "evaluation": record}) + "\n")
+    write_text(out / "README.md", card(record, training["settings"]))
+    shutil.copyfile(trained / "files.json", out / "files.json")
+    print(json.dumps({"held_out": record["held_out"], "looping": looping}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
