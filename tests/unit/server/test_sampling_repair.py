@@ -15,7 +15,9 @@ from server.sampling_repair import (
     REPAIRS,
     Repair,
     expand_is_faulty,
+    generator_is_faulty,
     repaired_expand,
+    repaired_generator,
     repaired_top_k,
     top_k_is_faulty,
 )
@@ -129,4 +131,14 @@ def test_vllm_loads_the_plugin_before_it_binds_its_kernels() -> None:
 
 
 def test_repairs_name_functions_of_the_engine() -> None:
-    assert {repair.function for repair in REPAIRS} == {"_expand_kernel_impl", "apply_top_k_only"}
+    assert {repair.function for repair in REPAIRS} == {"_expand_kernel_impl", "apply_top_k_only", "Generator"}
+
+
+def test_a_repaired_generator_can_be_rewound_and_still_draws() -> None:
+    assert generator_is_faulty(torch.Generator, torch)
+    repaired = repaired_generator(torch.Generator)
+    assert not generator_is_faulty(repaired, torch)
+    ours, theirs = repaired(device="cpu").manual_seed(3), torch.Generator(device="cpu").manual_seed(3)
+    ours.set_offset(ours.get_offset() - 4)
+    drawn = torch.empty(5).exponential_(generator=ours)
+    assert torch.equal(drawn, torch.empty(5).exponential_(generator=theirs))
