@@ -6,8 +6,9 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drafts.cells import Cell, conditions_of, histogram, run_cells
 from drafts.choosing import Acceptance, Measurements, StepCost
@@ -22,6 +23,7 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 FILE = "measurements.json"
+Count = Annotated[int, Field(ge=1)]
 
 
 class MeasureSettings(Settings):
@@ -32,7 +34,7 @@ class MeasureSettings(Settings):
         prompts_per_kind: size of the seeded sample; use prompts that neither training nor the final tables see.
     """
 
-    num_speculative_tokens: tuple[int, int] = (2, 6)
+    num_speculative_tokens: tuple[Count, Count] = (2, 6)
     prompts_per_kind: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=64, ge=2)
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
@@ -40,6 +42,15 @@ class MeasureSettings(Settings):
     repeats: int = Field(default=2, ge=1)
     seed: int = 0
     max_model_len: int = Field(default=512, ge=16)
+
+    @model_validator(mode="after")
+    def _two_different(self) -> Self:
+        small, large = self.num_speculative_tokens
+        if small >= large:
+            raise ValueError(
+                f"num_speculative_tokens must be two ascending numbers from 1 up, given [{small}, {large}]"
+            )
+        return self
 
 
 def step_seconds(answer: Answer) -> float | None:

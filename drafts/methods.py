@@ -64,6 +64,8 @@ def serving(
             engine.start()
         for engine in engines.values():
             engine.wait_ready()
+        speculating = {method.name for method in methods if method.speculative_config}
         yield {
-            name: stack.enter_context(background_gateway(engine.url, MODEL, name)) for name, engine in engines.items()
+            name: stack.enter_context(background_gateway(engine.url, MODEL, name if name in speculating else None))
+            for name, engine in engines.items()
         }

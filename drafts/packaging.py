@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drafts.distilling import DATA
+from drafts.pictures import draw_training
 from pruning.plan import FILE as PLAN
 from pruning.plan import load_plan
 from stages import provenance
@@ -44,6 +45,7 @@ def model_card(target: Path, draft: Path, record: dict[str, Any]) -> str:
         f"| argmax agreement, same answers | {figures.get('agreement', float('nan')):.3f} |",
         f"| trained on | {position.get('tokens', 0):,} positions in {position.get('seconds', 0):.0f} s |",
         f"| seed | {run.get('seed')} |", "",
+        "![training loss](training.png)", "",
         "`run.json` has all settings, versions and hardware; `understudy.json` the hashes that bind draft and target.", "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -52,5 +54,6 @@ def model_card(target: Path, draft: Path, record: dict[str, Any]) -> str:
 def package(target: Path, draft: Path, data: Path) -> None:
     """Adds understudy.json and README.md to a recovered draft folder."""
     record = describe_draft(target, draft, data)
+    draw_training((provenance.read(draft) or {}).get("losses", []), draft / "training.png")
     write_text(draft / "README.md", model_card(target, draft, record))
     write_text(draft / "understudy.json", json.dumps(record, indent=2) + "\n")

@@ -30,6 +30,14 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(path)
 
 
+def draw_training(losses: Sequence[Sequence[float]], path: Path) -> None:
+    """Loss over judged positions of a recovery; ``losses`` are pairs (positions, loss)."""
+    figure, (axis,) = _figure(1, 6, 3)
+    axis.plot([pair[0] for pair in losses], [pair[1] for pair in losses], color=COLOURS["draft"], linewidth=1)
+    axis.set(xlabel="positions trained on", ylabel="loss", title="Recovery", yscale="log")
+    _save(figure, path)
+
+
 def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
     """Predicted speed-up over the number of draft tokens (chosen point marked), and acceptance by position."""
     figure, (left, right) = _figure(2, 9, 3.4)

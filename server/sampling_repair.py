@@ -142,7 +142,7 @@ def generator_is_faulty(generator: Any, torch: Any) -> bool:
 def repaired_generator(generator: Any) -> Any:
     """A generator type whose CPU generators have an offset of 0 that nothing changes."""
 
-    class Generator(generator):  # type: ignore[misc]
+    class Generator(generator):
         """The engine's generator, with an offset on every device."""
 
         def get_offset(self) -> int:
