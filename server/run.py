@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
 from server.pair import Pair
+from server.sampling_check import check_engine
 from server.settings import GatewaySettings
 from stages.errors import InputError
 from stages.progress import log
@@ -81,12 +81,9 @@ async def _check_sampling(url: str, model: str) -> None:
     Raises:
         CheckFailed: it does not.
     """
-    from server.sampling_check import check_engine
-
     log("engine: checking that sampling follows the target")
-    result = await asyncio.to_thread(check_engine, url, model)
-    if inspect.isawaitable(result):
-        await result
+    check = await asyncio.to_thread(check_engine, url, model)
+    log(f"engine: {check.line()}")
 
 
 async def _reach(url: str) -> None:

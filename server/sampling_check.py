@@ -134,8 +134,8 @@ def check_engine(base_url: str, model: str, **options: Any) -> SamplingCheck:
 def measure_sampling(
     base_url: str,
     model: str,
-    num_sequences: int = 8,
-    num_tokens: int = 24,
+    num_sequences: int = 12,
+    num_tokens: int = 32,
     false_alarm_rate: float = 1e-6,
     timeout_s: float = 120.0,
 ) -> SamplingCheck:

@@ -22,7 +22,7 @@ from stages.hashing import checkpoint_hash, tokenizer_hash
 
 PROJECT = Path(__file__).resolve().parents[2]
 TARGET = PROJECT / "reference" / "target"
-START_S = 300.0
+START_S = 600.0
 NUM_SPECULATIVE_TOKENS = 3
 SPECULATION = {"method": "draft_model", "draft_sample_method": "probabilistic"}
 
@@ -129,6 +129,8 @@ class Served:
     engine_url: str
     output: Path
     engine_log: Path
+    early: dict[str, tuple[int, str]]
+    """Status and body of some routes while the engine was starting."""
 
     @property
     def client(self) -> openai.OpenAI:
@@ -169,24 +171,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def starting(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A `serve` whose engine is still starting (when a test asks for this first)."""
+def served(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The served pair, ready; with what it answered while its engine was starting."""
     folder = tmp_path_factory.mktemp("serve")
     process, output = start_serving(pair_folder, folder), folder / "output"
     try:
-        wait_for("it says its address", lambda: said(output, r"gateway: (\S+)") or process.poll() is not None)
+        wait_for("an address", lambda: said(output, r"gateway: (\S+)") or process.poll() is not None, START_S)
         gateway, engine = said(output, r"gateway: (\S+)"), said(output, r"engine: (http\S+),")
         assert gateway, output.read_text()
         assert engine, output.read_text()
-        yield Served(process, gateway, engine, output, folder / "engine.log")
+        wait_for("the gateway", lambda: get(f"{gateway}/health")[0] == 200)
+        early = {path: get(gateway + path) for path in ("/health", "/ready", "/v1/models")}
+        wait_for("ready", lambda: get(f"{gateway}/ready")[0] == 200 or process.poll() is not None, START_S)
+        assert process.poll() is None, output.read_text()
+        yield Served(process, gateway, engine, output, folder / "engine.log", early)
     finally:
         end(process)
-
-
-@pytest.fixture(scope="session")
-def served(starting: Served) -> Served:
-    """The served pair, ready."""
-    answered = lambda: get(f"{starting.url}/ready")[0] == 200 or starting.process.poll() is not None  # noqa: E731
-    wait_for("ready", answered, START_S)
-    assert starting.process.poll() is None, starting.output.read_text()
-    return starting

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.integration.conftest import NUM_SPECULATIVE_TOKENS, Served, get, metric
+from tests.integration.conftest import NUM_SPECULATIVE_TOKENS, Served, metric
 
 pytestmark = pytest.mark.engine
 
@@ -23,12 +23,13 @@ COUNTERS = {
 MESSAGES = [{"role": "user", "content": "What does str.join do?"}]
 
 
-def test_not_ready_while_the_engine_starts(starting: Served) -> None:
-    if get(f"{starting.url}/ready")[0] == 200:
-        pytest.skip("the engine was started by an earlier test")
-    assert get(f"{starting.url}/health")[0] == 200
-    status, body = get(f"{starting.url}/v1/models")
-    assert (status, json.loads(body)["error"]["code"]) == (503, "starting")
+def test_not_ready_while_the_engine_starts(served: Served) -> None:
+    assert {path: status for path, (status, _) in served.early.items()} == {
+        "/health": 200,
+        "/ready": 503,
+        "/v1/models": 503,
+    }
+    assert json.loads(served.early["/v1/models"][1])["error"]["code"] == "starting"
 
 
 def test_models(served: Served) -> None:

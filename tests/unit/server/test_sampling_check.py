@@ -92,7 +92,7 @@ def test_an_engine_that_samples_as_it_says_passes() -> None:
     with serve(Sampler()) as url:
         check = check_engine(url, "m")
     assert check.passed
-    assert check.num_tokens == 2 * 4 * 8 * 23
+    assert check.num_tokens == 2 * 4 * 12 * 31
 
 
 def test_the_stated_false_alarm_rate_is_a_bound() -> None:
