@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,40 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import typer
 
-from drafts.distilling import rendered
+from drafts.client import Sampling, ask_all
 from drafts.looping import loops
+from drafts.methods import MODEL
 from drafts.prompts import Prompt, read_prompts
 from pruning.checkpoint import load_target
 from reference.chat_pairs import chat_pairs
 from reference.corpus import SourceFile, collect
 from reference.data import chat_text, encode_documents
 from reference.train_target import evaluate
+from server.engine import LocalEngine
+from server.engine_command import EngineSettings
 from stages import provenance
 from stages.folders import write_text
 from stages.hashing import checkpoint_hash
-from stages.progress import progress
 
-BATCH = 40
+CONCURRENCY = 32
 
 
-@torch.no_grad()
-def greedy(model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
-    """Greedy continuations as token ids, end token and padding left out."""
-    tokenizer.padding_side = "left"
-    outputs: list[list[int]] = []
-    with progress("greedy continuations", len(prompts), "prompts") as advance:
-        for start in range(0, len(prompts), BATCH):
-            texts = [rendered(prompt, tokenizer) for prompt in prompts[start : start + BATCH]]
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-            out = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-            for row in out[:, inputs["input_ids"].shape[1] :].tolist():
-                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-                outputs.append(row[:end])
-            advance(len(texts))
-    return outputs
+def greedy(target: Path, prompts: Sequence[Prompt], max_tokens: int, log_file: Path) -> list[str]:
+    """Greedy continuations, from the engine that serves the target."""
+    settings = EngineSettings(
+        model=target, served_model_name=MODEL, max_model_len=512, max_num_seqs=CONCURRENCY, log_file=log_file
+    )
+    with LocalEngine(settings) as engine:
+        answers, _ = asyncio.run(ask_all(engine.url, MODEL, prompts, Sampling(max_tokens), CONCURRENCY))
+    return [answer.text for answer in answers]
 
 
 def held_out_losses(model: Any, tokenizer: Any, files: Sequence[SourceFile]) -> dict[str, float]:
@@ -98,7 +93,8 @@ def main(
     shutil.copytree(trained / "target", out, dirs_exist_ok=True)
     model, tokenizer = load_target(out)
     chosen = read_prompts(prompts)
-    outputs = greedy(model, tokenizer, chosen, max_tokens)
+    texts = greedy(out, chosen, max_tokens, trained / "engine.log")
+    outputs = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     looping = {
         kind: float(np.mean([loops(o) for o, p in zip(outputs, chosen, strict=True) if kind in ("all", p.kind)]))
         for kind in ("code", "chat", "all")

@@ -34,8 +34,8 @@ class Exchange:
     ended_s: float | None = None
     waited_s: float = 0.0
     """Time spent waiting for the engine or for the client to take what was sent."""
-    status: str = "500"
-    """HTTP status, or `client_gone`, or `stream_failed`."""
+    status: str = ""
+    """HTTP status, or `client_gone`, or `stream_failed`; empty until it is settled."""
     num_sequences: int = 1
     usage: Usage | None = None
     acceptance: AcceptanceRecord | Missing = Missing.ABSENT
@@ -59,9 +59,10 @@ class Exchange:
         self.last_s = now
         return None if before is None else now - before
 
-    def end(self) -> None:
-        """Notes the end."""
-        self.ended_s = self.clock()
+    def settle(self, status: str) -> None:
+        """Notes how and when it ended. The first word counts: who has the last event and then leaves was answered."""
+        if not self.status:
+            self.status, self.ended_s = status, self.clock()
 
     @property
     def succeeded(self) -> bool:

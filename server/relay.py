@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import aiohttp
@@ -51,11 +52,11 @@ class Relay:
         try:
             await self._handle(scope, receive, reply, exchange)
         except (ClientGone, asyncio.CancelledError) as error:
-            exchange.status = CLIENT_GONE
+            exchange.settle(CLIENT_GONE)
             if isinstance(error, asyncio.CancelledError):  # the server is shutting down and waits no longer
                 raise
         finally:
-            exchange.end()
+            exchange.settle("500")  # a fault of ours, when nothing else was found
             self._metrics.end(self._route.name, exchange)
 
     async def _handle(self, scope: Scope, receive: Receive, reply: Reply, exchange: Exchange) -> None:
@@ -71,8 +72,9 @@ class Relay:
         except (Refusal, EngineFailed, Cut) as error:
             refusal = self._refusal(error)
             logger.info("%s: %s", self._route.name, refusal)
-            exchange.status = STREAM_FAILED if reply.started else str(refusal.status)
+            status = STREAM_FAILED if reply.started else str(refusal.status)
             await reply.refuse(refusal)
+            exchange.settle(status)
 
     def _refusal(self, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
@@ -95,15 +97,17 @@ class Relay:
     ) -> None:
         headers = {**passed_headers(response), **STREAM_HEADERS}
         events = StreamReader(self._route, inbound, exchange, self._settings.max_event_bytes, self._metrics)
-        while data := await exchange.wait(read_some(response)):
+        while not events.done and (data := await exchange.wait(read_some(response))):
             passed = events.feed(data)
             if events.opening_error is not None and not reply.started:
                 raise events.opening_error  # the engine checks some things only after it has promised a stream
             if passed:
                 await exchange.wait(reply.write(passed) if reply.started else reply.begin(200, headers, passed))
-        events.end()
-        exchange.status = STREAM_FAILED if events.failed else "200"
-        await exchange.wait(reply.end())
+        events.check_end()
+        exchange.settle(STREAM_FAILED if events.failed else "200")
+        with contextlib.suppress(EngineFailed):
+            await read_all(response)  # nothing but the end of the encoding: then the connection can be used again
+        await reply.end()
 
     async def _relay_whole(self, response: aiohttp.ClientResponse, reply: Reply, exchange: Exchange) -> None:
         body = await exchange.wait(read_all(response))
@@ -118,4 +122,4 @@ class Relay:
             payload = json_of(body) or {}
             exchange.usage, exchange.acceptance = read_usage(payload), read_acceptance(payload)
         await exchange.wait(reply.whole(response.status, headers, body))
-        exchange.status = str(response.status)
+        exchange.settle(str(response.status))

@@ -30,24 +30,25 @@ class StreamReader:
         """The engine reported an error inside the stream."""
         self.opening_error: Refusal | None = None
         """The error that the stream began with; it can still become the status of the answer."""
+        self.done = False
+        """The last event has passed."""
         self._route = route
         self._wants_usage = inbound.wants_usage
         self._exchange = exchange
         self._metrics = metrics
         self._splitter = sse.EventSplitter(max_event_bytes)
-        self._done = False
 
     def feed(self, data: bytes) -> bytes:
         """What of these bytes (and of an event begun before) goes to the client now."""
         return b"".join(event.data for event in self._splitter.feed(data) if self._passes(event))
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """Checks that the stream ended as it should.
 
         Raises:
             EngineFailed: when it was cut.
         """
-        if self._splitter.rest() or (self._route.generates and not self._done):
+        if not self.done and (self._route.generates or self._splitter.rest()):
             raise EngineFailed("the stream ended without its last event")
 
     def _passes(self, event: sse.Event) -> bool:
@@ -55,7 +56,7 @@ class StreamReader:
         if data is None:
             return True
         if data == sse.DONE:
-            self._done = True
+            self.done = True
             return True
         if data.startswith(b'{"error"'):
             self._read_error(data)

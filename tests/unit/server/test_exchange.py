@@ -27,8 +27,8 @@ def finished_stream(clock: Clock, output_tokens: int, sequences: int = 1) -> Exc
     asyncio.run(exchange.wait(clock.passes(4)))
     assert exchange.see_chunk() == 4
     clock.now += 0.5
-    exchange.end()
-    exchange.status, exchange.usage, exchange.num_sequences = "200", Usage(3, output_tokens), sequences
+    exchange.settle("200")
+    exchange.usage, exchange.num_sequences = Usage(3, output_tokens), sequences
     return exchange
 
 
@@ -39,6 +39,16 @@ def test_times_of_a_stream() -> None:
     assert exchange.overhead_s == 0.5
 
 
+def test_the_first_word_on_how_it_ended_counts() -> None:
+    clock = Clock()
+    exchange = Exchange(clock)
+    clock.now += 2
+    exchange.settle("200")
+    clock.now += 2
+    exchange.settle(CLIENT_GONE)
+    assert (exchange.status, exchange.e2e_s) == ("200", 2.0)
+
+
 @pytest.mark.parametrize(("output_tokens", "sequences"), [(0, 1), (1, 1), (10, 2)])
 def test_time_per_token_is_undefined_where_tokens_do_not_follow_one_another(output_tokens: int, sequences: int) -> None:
     assert finished_stream(Clock(), output_tokens, sequences).tpot_s is None
@@ -46,7 +56,7 @@ def test_time_per_token_is_undefined_where_tokens_do_not_follow_one_another(outp
 
 def test_answers_in_one_piece_have_no_first_chunk() -> None:
     exchange = Exchange(Clock())
-    exchange.end()
+    exchange.settle("200")
     assert (exchange.ttft_s, exchange.tpot_s, exchange.e2e_s) == (None, None, 0.0)
 
 

@@ -170,6 +170,25 @@ async def test_a_client_that_leaves_while_sending_never_reaches_the_engine(gatew
         assert await running.metric("understudy_acceptance_records_missing_total") == 0
 
 
+async def test_a_client_that_leaves_with_the_last_event_was_answered(gateway: Gateway) -> None:
+    """As the real client does: it closes at ``[DONE]``, before the engine has ended its answer."""
+    async with gateway(chunked([ONE + USAGE + DONE, HOLD])) as running:
+        async with running.client.post(running.url + CHAT, json={"stream": True}) as response:
+            assert await response.content.readexactly(len(ONE + DONE)) == ONE + DONE
+            response.close()
+        await asyncio.wait_for(running.engine.hung_up.wait(), 10)
+        await running.settled()
+        assert await running.metric("understudy_requests_total", status="200") == 1
+        assert await running.metric("understudy_accepted_tokens_total") == 6
+
+
+async def test_connections_are_used_again_after_a_stream(gateway: Gateway) -> None:
+    async with gateway(chunked([ONE + USAGE + DONE])) as running:
+        for _ in range(5):
+            assert (await running.post(CHAT, {"stream": True}))[2] == ONE + DONE
+        assert not running.engine.hung_up.is_set()
+
+
 async def test_many_that_leave_free_every_place(gateway: Gateway) -> None:
     async with gateway(chunked([ONE, HOLD]), max_in_flight=20) as running:
         for _ in range(3):
