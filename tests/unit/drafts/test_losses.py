@@ -27,6 +27,17 @@ def test_kl_to_itself_is_zero_and_else_positive() -> None:
     assert forward_kl(logits(seed=3), logits(), ones).item() > 0.1
 
 
+def test_the_gradient_of_kl_is_that_of_the_written_out_formula() -> None:
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])
+    ours, theirs = logits(seed=1).requires_grad_(), logits(seed=1).requires_grad_()
+    (3 * forward_kl(ours, logits(seed=2), weights)).backward()
+    log_p, log_q = torch.log_softmax(logits(seed=2), -1), torch.log_softmax(theirs, -1)
+    (3 * (weights * (log_p.exp() * (log_p - log_q)).sum(-1)).sum() / weights.sum()).backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
 def test_weights_of_zero_hide_a_position() -> None:
     labels, weights = torch.zeros(6, dtype=torch.int64), torch.tensor([1.0, 1, 1, 1, 1, 0])
     changed = logits()
