@@ -117,9 +117,12 @@ def batches(
     rng = random.Random(f"{seed}-{epoch}")
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids) // 16, rng.random()))
     groups: list[list[int]] = [[]]
+    longest = 0
     for index in order:
-        if groups[-1] and (len(groups[-1]) + 1) * len(examples[index].ids) > batch_tokens:
+        longest = max(longest, len(examples[index].ids))
+        if groups[-1] and (len(groups[-1]) + 1) * longest > batch_tokens:
             groups.append([])
+            longest = len(examples[index].ids)
         groups[-1].append(index)
     rng.shuffle(groups)
     for group in groups:

@@ -47,7 +47,9 @@ def settings_for(folder: Path, **changes: Any) -> VerifySettings:
     return VerifySettings(prompts=folder / "prompts.jsonl", log_folder=folder / "logs", num_samples=2048, **changes)
 
 
-def sample_and_judge(url: str, pair: Pair, exact: ExactTarget, settings: VerifySettings, temperature: float) -> SampledResult:
+def sample_and_judge(
+    url: str, pair: Pair, exact: ExactTarget, settings: VerifySettings, temperature: float
+) -> SampledResult:
     prompt = read_prompted(pair, settings)[0]
     samples = sampled_outputs(url, "pico", prompt, temperature, settings)
     return judge_samples(exact, prompt, temperature, samples, settings)
@@ -61,12 +63,16 @@ def test_a_repaired_pair_with_probabilistic_drafting_is_lossless(pairs: Path) ->
     assert all(result.fit.df > 50 and result.detectable < 0.2 for result in report.sampled)
 
 
-def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_k(pairs: Path, exact: ExactTarget) -> None:
+def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_k(
+    pairs: Path, exact: ExactTarget
+) -> None:
     pair = read_pair(pairs / "default")
     with engine(pair, pairs / "default.log") as url:
         result = sample_and_judge(url, pair, exact, settings_for(pairs), 1.0)
         print(result.line(), check_engine(url, "pico").line(), sep="\n")
-        answer = complete(url, {"model": "pico", "prompt": "w5 w6", "top_k": 5, "temperature": 1.0, "max_tokens": 8}, 60)
+        answer = complete(
+            url, {"model": "pico", "prompt": "w5 w6", "top_k": 5, "temperature": 1.0, "max_tokens": 8}, 60
+        )
     assert result.passed
     assert answer["usage"]["completion_tokens"] >= 1
 

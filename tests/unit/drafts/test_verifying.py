@@ -75,7 +75,9 @@ def test_the_targets_own_samples_pass(folder: Path, target: ExactTarget, tempera
 
 
 @pytest.mark.parametrize("judged_temperature", [0.8, 1.3, 1e-9])
-def test_a_wrong_temperature_of_judged_tokens_fails(folder: Path, target: ExactTarget, judged_temperature: float) -> None:
+def test_a_wrong_temperature_of_judged_tokens_fails(
+    folder: Path, target: ExactTarget, judged_temperature: float
+) -> None:
     samples = draw(folder, 1.0, 2048, judged_temperature)
     result = judge_samples(target, PROMPT, 1.0, samples, settings_for(folder))
     assert not result.passed

@@ -49,7 +49,9 @@ class Sampler:
     def _step(self, body: dict[str, Any]) -> tuple[str, dict[str, float]]:
         logits, total = LOGITS[self.chance.randrange(len(LOGITS))]
         kept = body["top_k"] if body.get("top_k") and not self.ignore_top_k else VOCAB
-        weights = [math.exp((value - logits[0]) / body["temperature"] / self.temperature_bug) for value in logits[:kept]]
+        weights = [
+            math.exp((value - logits[0]) / body["temperature"] / self.temperature_bug) for value in logits[:kept]
+        ]
         drawn = self.chance.choices(range(kept), weights)[0]
         shown = {*range(body["logprobs"]), drawn}
         return f"token_id:{drawn}", {f"token_id:{rank}": logits[rank] - total for rank in shown}
