@@ -159,6 +159,7 @@ def _from_transformers(
 
     model, tokenizer = load_target(target)
     tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     for temperature, todo in groups:
         for start in range(0, len(todo), settings.concurrency):
             batch = todo[start : start + settings.concurrency]
@@ -168,7 +169,9 @@ def _from_transformers(
             options = (
                 {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
             )
-            out = model.generate(**inputs, max_new_tokens=settings.max_tokens, **options)
+            out = model.generate(
+                **inputs, max_new_tokens=settings.max_tokens, pad_token_id=tokenizer.pad_token_id, **options
+            )
             for prompt, row in zip(batch, out[:, inputs["input_ids"].shape[1] :], strict=True):
                 ended = tokenizer.eos_token_id in row.tolist()
                 text = tokenizer.decode(row, skip_special_tokens=True)
