@@ -113,7 +113,8 @@ def test_recovery_resumes_to_the_same_weights(
     run(made, tmp_path / "halved", settings)
     whole, halved = load_model(tmp_path / "whole"), load_model(tmp_path / "halved")
     for (name, a), b in zip(whole.named_parameters(), halved.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5), name
+        # Muon's bfloat16 iteration turns the last bit of a sum into 1e-4; a lost state or batch moves weights by 1e-2.
+        assert torch.allclose(a, b, atol=1e-3), name
 
 
 def test_a_plan_for_another_target_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
