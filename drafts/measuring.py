@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from drafts.cells import Cell, conditions_of, histogram, run_cells
 from drafts.choosing import Acceptance, Measurements, StepCost
 from drafts.client import Answer, Sampling
-from drafts.methods import Method, draft_method, serving
+from drafts.methods import EngineOptions, Method, draft_method, serving
 from drafts.prompts import prompts_hash, read_prompts, sample
 from stages.errors import EngineError
 from stages.folders import publish, write_text
@@ -32,6 +32,7 @@ class MeasureSettings(Settings):
     Attributes:
         num_speculative_tokens: the smaller and the larger K that steps are timed at.
         prompts_per_kind: size of the seeded sample; use prompts that neither training nor the final tables see.
+        enforce_eager: whether engines run without compiling; the default compiles on GPUs only.
     """
 
     num_speculative_tokens: tuple[Count, Count] = (2, 6)
@@ -42,6 +43,7 @@ class MeasureSettings(Settings):
     repeats: int = Field(default=2, ge=1)
     seed: int = 0
     max_model_len: int = Field(default=512, ge=16)
+    enforce_eager: bool | None = None
 
     @model_validator(mode="after")
     def _two_different(self) -> Self:
@@ -89,13 +91,17 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
     small, large = settings.num_speculative_tokens
     methods = [Method("plain"), draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
     with publish(out) as folder:
-        with serving(target, methods, folder, settings.max_model_len, 2 * settings.concurrency) as urls:
+        how = EngineOptions(settings.max_model_len, 2 * settings.concurrency, settings.enforce_eager)
+        with serving(target, methods, folder, how) as urls:
             conditions = conditions_of(prompts, [settings.concurrency], settings.temperatures)
             sampling = Sampling(settings.max_tokens, seed=settings.seed)
-            cells = run_cells(urls, prompts, conditions, sampling, settings.repeats)
+            cells = run_cells(urls, prompts, conditions, sampling, settings.repeats, settings.prompts_per_kind)
         of = {method.name: [cell for cell in cells if cell.method == method.name] for method in methods}
         costs = (step_cost(of["plain"], 0), step_cost(of["draft-small"], small), step_cost(of["draft-large"], large))
-        found = Measurements(concurrency=settings.concurrency, costs=costs, acceptances=acceptances(of["draft-large"]))
+        found = Measurements(
+            concurrency=settings.concurrency, enforce_eager=settings.enforce_eager,
+            costs=costs, acceptances=acceptances(of["draft-large"]),
+        )  # fmt: skip
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)
     log(", ".join(f"K={c.num_speculative_tokens}: {1000 * c.seconds:.1f} ms/step" for c in costs))

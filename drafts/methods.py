@@ -37,19 +37,26 @@ def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", 
     return Method(name, config)
 
 
-def _engine(target: Path, method: Method, folder: Path, max_model_len: int, max_num_seqs: int) -> LocalEngine:
+@dataclass(frozen=True)
+class EngineOptions:
+    """What all engines of one comparison have in common; fields as in ``EngineSettings``."""
+
+    max_model_len: int
+    max_num_seqs: int
+    enforce_eager: bool | None = None
+
+
+def _engine(target: Path, method: Method, folder: Path, options: EngineOptions) -> LocalEngine:
     settings = EngineSettings(
         model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
-        max_model_len=max_model_len, max_num_seqs=max_num_seqs, log_file=folder / f"engine-{method.name}.log",
-        extra_args=("--no-enable-prefix-caching",),
+        max_model_len=options.max_model_len, max_num_seqs=options.max_num_seqs, enforce_eager=options.enforce_eager,
+        log_file=folder / f"engine-{method.name}.log", extra_args=("--no-enable-prefix-caching",),
     )  # fmt: skip
     return LocalEngine(settings)
 
 
 @contextmanager
-def serving(
-    target: Path, methods: Sequence[Method], folder: Path, max_model_len: int, max_num_seqs: int
-) -> Iterator[dict[str, str]]:
+def serving(target: Path, methods: Sequence[Method], folder: Path, options: EngineOptions) -> Iterator[dict[str, str]]:
     """Starts one engine and one gateway for each method and gives {method name: gateway's base address}.
 
     Engines start side by side (most of a start is imports); prefix caching is off, so that a repeated prompt costs
@@ -59,7 +66,7 @@ def serving(
     with ExitStack() as stack:
         engines = {}
         for method in methods:
-            engines[method.name] = engine = _engine(target, method, folder, max_model_len, max_num_seqs)
+            engines[method.name] = engine = _engine(target, method, folder, options)
             stack.callback(engine.stop)
             engine.start()
         for engine in engines.values():

@@ -37,7 +37,7 @@ def _reference(folder: Path, place: Path) -> dict[str, str]:
 
 
 def serving_record(
-    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int
+    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int, enforce_eager: bool | None
 ) -> dict[str, Any]:
     """The content of ``serving.json``."""
     tokens = choice.num_speculative_tokens
@@ -49,6 +49,7 @@ def serving_record(
         "draft": _reference(draft, place) if tokens else None,
         "speculative_config": config if tokens else None,
         "max_model_len": max_model_len,
+        "enforce_eager": enforce_eager,
         "expected": choice.expected.model_dump() if choice.expected else None,
         "reason": choice.reason,
     }
@@ -69,7 +70,7 @@ def choose_pair(
         return
     choice = choose(measurements, settings)
     with publish(out) as folder:
-        record = serving_record(target, draft, choice, out, name, max_model_len)
+        record = serving_record(target, draft, choice, out, name, max_model_len, measurements.enforce_eager)
         write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
         draw_choice(choice, measurements, folder / "choice.png")
         run.write(folder)

@@ -1,10 +1,13 @@
-"""Trains the reference target from nothing: ``python -m reference.train_target --out build/reference-target``.
+"""Trains the reference target: ``python -m reference.train_target --out build/reference-target``.
 
 A Llama of 24 layers and hidden size 192 with the plain transformers class. Weights live twice: bf16 for the passes
 (what is shipped), fp32 for the optimiser. Matrices are optimised with Muon, the rest with AdamW; the learning rate
-warms up, stays, and decays linearly to zero. Most steps use windows of 256 tokens, the last ones 512. In the decay phase a
-few rows of each batch are spans repeated on purpose with the DITTO loss (arXiv 2206.02369, eq. 5), which lowers the probability
+warms up, stays, and decays linearly to zero. Most steps use windows of 256 tokens, the last ones 512. In the decay phase
+some rows of each batch are spans repeated on purpose with the DITTO loss (arXiv 2206.02369, eq. 5), which lowers the probability
 of each further repetition: small models loop under greedy decoding, and a looping target flatters every draft.
+
+``--start-from`` trains a finished target further: a new *leg* with its own seed, schedule and fresh optimisers. The card
+lists all legs.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class TrainingSettings:
     muon_lr: float = 0.01
     adam_lr: float = 0.003
     weight_decay: float = 0.05
-    ditto_rows: int = 2
+    ditto_share: float = 0.0625
     ditto_weight: float = 0.5
     ditto_lambda: float = 0.5
     shares: tuple[tuple[str, float], ...] = (("chat", 0.3), ("dependencies", 0.2), ("stdlib", 0.5))
@@ -145,7 +148,7 @@ def make_batch(windows: Windows, rows: int, ditto_rows: int, rng: random.Random)
         prefix = rng.randint(0, start)
         line = np.concatenate([drawn[row, start - prefix : start], np.tile(drawn[row, start : start + period], 128)])
         ids[row], labels[row] = line[: ids.shape[1]], -100
-        previous[row, prefix + period :] = np.arange(prefix, ids.shape[1] - period)
+        previous[row, prefix + period : -1] = np.arange(prefix, ids.shape[1] - period - 1)
     return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(previous)
 
 
@@ -229,96 +232,163 @@ def _documents(
     return {name: encode_documents(tokenizer, rows) for name, rows in texts.items() if rows}, num_bytes
 
 
-def train(out: Path, settings: TrainingSettings, compile_model: bool = True, save_every_s: float = 300.0) -> None:
-    """Trains (or resumes) into ``out``: checkpoint.pt while it runs, then the Hugging Face folder ``out/target``."""
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+@dataclass(frozen=True)
+class Corpus:
+    """What a run reads: the files, their tokenizer, training and validation tokens by source."""
+
+    files: list[SourceFile]
+    tokenizer: PreTrainedTokenizerFast
+    training: dict[str, list[np.ndarray]]
+    validation: dict[str, list[np.ndarray]]
+    validation_bytes: int
+
+
+def prepare(start_from: Path | None) -> Corpus:
+    """Collects and encodes the corpus; the tokenizer is trained, or taken from the target that is trained further."""
     files = collect()
     check_disjoint(files)
     training_files = [file for file in files if file.split == "train"]
-    tokenizer = train_tokenizer(training_files, chat_pairs(training_files))
-    documents, _ = _documents(files, "train", tokenizer)
-    validation, validation_bytes = _documents(files, "validation", tokenizer)
-    print(f"prepared in {time.monotonic() - began:.0f} s")
-    print({name: sum(map(len, rows)) for name, rows in documents.items()}, "training tokens by source", flush=True)
+    if start_from is None:
+        tokenizer = train_tokenizer(training_files, chat_pairs(training_files))
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start_from)
+    training, _ = _documents(files, "train", tokenizer)
+    return Corpus(files, tokenizer, training, *_documents(files, "validation", tokenizer))
+
+
+def build_model(start_from: Path | None, settings: TrainingSettings) -> LlamaForCausalLM:
+    """A new bf16 model, or the weights of ``start_from``; both with ``causal_attention``."""
     AttentionInterface.register("causal_plain", causal_attention)
     AttentionMaskInterface.register("causal_plain", lambda *args, **kwargs: None)
+    if start_from is not None:
+        return LlamaForCausalLM.from_pretrained(start_from, dtype=torch.bfloat16, attn_implementation="causal_plain")
     config = target_config()
     config._attn_implementation = "causal_plain"
     model = LlamaForCausalLM(config)
     initialise(model, settings.seed)
-    model.to(torch.bfloat16)
-    master = Master(model, settings)
-    windows = Windows(documents, dict(settings.shares), settings.length_short, settings.seed)
-    first, log = 0, []
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
-        if state["settings"] != asdict(settings):
-            changed = [key for key, value in asdict(settings).items() if state["settings"].get(key) != value]
+    return model.to(torch.bfloat16)
+
+
+class Training:
+    """One leg: model, optimisers, data stream, log, and how they are saved and taken up again."""
+
+    def __init__(self, out: Path, corpus: Corpus, settings: TrainingSettings, start_from: Path | None):
+        self.settings, self.corpus = settings, corpus
+        self.model = build_model(start_from, settings)
+        self.master = Master(self.model, settings)
+        self.windows = Windows(corpus.training, dict(settings.shares), settings.length_short, settings.seed)
+        self.step, self.log = 0, list[list[Any]]()
+        self.checkpoint = out / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Writes the checkpoint, the old one until the new one is whole."""
+        state = {"settings": asdict(self.settings), "master": self.master.state_dict(), "windows": self.windows.state,
+                 "drawn": self.windows.drawn, "step": self.step, "log": self.log}  # fmt: skip
+        torch.save(state, self.checkpoint.with_suffix(".tmp"))
+        self.checkpoint.with_suffix(".tmp").replace(self.checkpoint)
+
+    def resume(self) -> None:
+        """Takes up the checkpoint if there is one; SystemExit if it was made with other settings."""
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=False)
+        changed = [key for key, value in asdict(self.settings).items() if state["settings"].get(key) != value]
+        if changed:
             raise SystemExit(
-                f"{checkpoint} was trained with other settings ({', '.join(changed)}): remove it to start anew"
+                f"{self.checkpoint} was trained with other settings ({', '.join(changed)}): remove it to start anew"
             )
-        master.load_state_dict(state["master"])
-        windows.state, windows.drawn, first, log = state["windows"], state["drawn"], state["step"], state["log"]
+        self.master.load_state_dict(state["master"])
+        self.windows.state, self.windows.drawn = state["windows"], state["drawn"]
+        self.step, self.log = state["step"], state["log"]
 
-    def save(step: int) -> None:
-        state = {"settings": asdict(settings), "master": master.state_dict(), "windows": windows.state,
-                 "drawn": windows.drawn, "step": step, "log": log}  # fmt: skip
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+    def advance(self, loss_function: Any) -> float:
+        """One optimiser step; returns the loss in nats."""
+        settings, step = self.settings, self.step
+        self.windows.length = settings.length_short if step < settings.steps_short else settings.length_long
+        decaying = step >= settings.steps * (1 - settings.decay_share)
+        rows = settings.batch_tokens // self.windows.length
+        ditto_rows = round(settings.ditto_share * rows) if decaying else 0
+        batch = make_batch(self.windows, rows, ditto_rows, random.Random(f"ditto-{settings.seed}-{step}"))
+        loss = loss_function(self.model(input_ids=batch[0], use_cache=False).logits, *batch, settings)
+        loss.backward()
+        self.master.step(learning_rate_factor(step, settings))
+        self.step += 1
+        return loss.item()
 
+    @torch.compiler.disable
+    def validate(self) -> None:
+        """Logs validation losses."""
+        nats, bits = evaluate(self.model, self.corpus.validation["stdlib"], self.corpus.validation_bytes, 256)
+        chat_nats, _ = evaluate(self.model, self.corpus.validation["chat"], 1, 256)
+        self.log.append([self.step, "validation", nats, bits, chat_nats])
+        print(f"validation: {nats:.4f} nats/token, {bits:.4f} bits/byte, chat {chat_nats:.4f}", flush=True)
+
+
+def train(
+    out: Path, settings: TrainingSettings, start_from: Path | None = None, compile_model: bool = True,
+    save_every_s: float = 300.0,
+) -> None:  # fmt: skip
+    """Trains (or resumes) into ``out``: checkpoint.pt while it runs, then the Hugging Face folder ``out/target``."""
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = prepare(start_from)
+    print({name: sum(map(len, rows)) for name, rows in corpus.training.items()}, "training tokens", flush=True)
+    training = Training(out, corpus, settings, start_from)
+    training.resume()
     loss_function = target_loss
     if compile_model:  # one layer is compiled once and serves all; compiling the whole model takes minutes
         LlamaDecoderLayer.forward = torch.compile(LlamaDecoderLayer.forward, dynamic=False)
         loss_function = torch.compile(target_loss, dynamic=False)
-    last_save, started = time.monotonic(), time.monotonic()
+    first, started, last_save = training.step, time.monotonic(), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=settings.steps, completed=first)
-        for step in range(first, settings.steps):
-            windows.length = settings.length_short if step < settings.steps_short else settings.length_long
-            decaying = step >= settings.steps * (1 - settings.decay_share)
-            rng = random.Random(f"ditto-{settings.seed}-{step}")
-            rows = settings.batch_tokens // windows.length
-            batch = make_batch(windows, rows, settings.ditto_rows if decaying else 0, rng)
-            loss = loss_function(model(input_ids=batch[0], use_cache=False).logits, *batch, settings)
-            loss.backward()
-            norm = master.step(learning_rate_factor(step, settings))
-            rate = (step + 1 - first) * settings.batch_tokens / (time.monotonic() - started)
-            progress.update(task, advance=1, description=f"loss {loss.item():.3f} {rate:.0f} tokens/s")
-            if (step + 1) % 10 == 0:
-                log.append([step + 1, round(loss.item(), 4)])
-                print(
-                    f"step {step + 1}/{settings.steps} loss {loss.item():.3f} norm {norm:.2f} {rate:.0f} tokens/s",
-                    flush=True,
-                )
-            if (step + 1) % 200 == 0 or step + 1 == settings.steps:
-                nats, bits = evaluate(model, validation["stdlib"], validation_bytes, 256)
-                chat_nats, _ = evaluate(model, validation["chat"], 1, 256)
-                log.append([step + 1, "validation", nats, bits, chat_nats])
-                print(f"validation: {nats:.4f} nats/token, {bits:.4f} bits/byte, chat {chat_nats:.4f}", flush=True)
+        while training.step < settings.steps:
+            loss = training.advance(loss_function)
+            rate = (training.step - first) * settings.batch_tokens / (time.monotonic() - started)
+            progress.update(task, advance=1, description=f"loss {loss:.3f} {rate:.0f} tokens/s")
+            if training.step % 10 == 0:
+                training.log.append([training.step, round(loss, 4)])
+                print(f"step {training.step}/{settings.steps} loss {loss:.3f} {rate:.0f} tokens/s", flush=True)
+            if training.step % 200 == 0 or training.step == settings.steps:
+                training.validate()
             if time.monotonic() - last_save > save_every_s:
-                save(step + 1)
+                training.save()
                 last_save = time.monotonic()
-    save(settings.steps)
-    model.config._attn_implementation = "sdpa"
-    model.save_pretrained(out / "target")
-    tokenizer.save_pretrained(out / "target")
-    hashes = {file.name: {"split": file.split, "sha256": file.sha256} for file in files}
+    training.save()
+    write_target(out, training, start_from)
+
+
+def write_target(out: Path, training: Training, start_from: Path | None) -> None:
+    """Writes the model, its tokenizer, the corpus' hashes and the record of all legs."""
+    training.model.config._attn_implementation = "sdpa"
+    training.model.save_pretrained(out / "target")
+    training.corpus.tokenizer.save_pretrained(out / "target")
+    hashes = {file.name: {"split": file.split, "sha256": file.sha256} for file in training.corpus.files}
     (out / "files.json").write_text(json.dumps(hashes, indent=0))
-    (out / "training.json").write_text(json.dumps({"settings": asdict(settings), "log": log}))
+    legs = [{"settings": asdict(training.settings), "log": training.log}]
+    if start_from is not None:
+        legs = json.loads((start_from / "training.json").read_text(encoding="utf-8"))["legs"] + legs
+    (out / "target" / "training.json").write_text(json.dumps({"legs": legs}))
 
 
 def main(
     out: Path = typer.Option(Path("build/reference-target"), help="folder for checkpoint and result"),
+    start_from: Path | None = typer.Option(None, help="folder of a finished target to train further"),
     tokens_short: int = typer.Option(TrainingSettings.tokens_short, help="training tokens in windows of 256"),
     tokens_long: int = typer.Option(TrainingSettings.tokens_long, help="training tokens in windows of 512, at the end"),
     seed: int = typer.Option(0, help="seed of initial weights and data order"),
-    compile_model: bool = typer.Option(True, help="torch.compile the loss (needs a C++ compiler)"),
+    muon_lr: float = typer.Option(TrainingSettings.muon_lr, help="highest learning rate of the matrices"),
+    adam_lr: float = typer.Option(TrainingSettings.adam_lr, help="highest learning rate of embeddings and norms"),
+    decay_share: float = typer.Option(TrainingSettings.decay_share, help="share of the steps in which the rates fall"),
+    ditto_share: float = typer.Option(TrainingSettings.ditto_share, help="share of DITTO rows while the rates fall"),
+    compile_model: bool = typer.Option(True, help="torch.compile the layers and the loss (needs a C++ compiler)"),
 ) -> None:
     """Train the reference target; run the same command again to resume."""
-    train(out, TrainingSettings(seed=seed, tokens_short=tokens_short, tokens_long=tokens_long), compile_model)
+    settings = TrainingSettings(
+        seed=seed, tokens_short=tokens_short, tokens_long=tokens_long, muon_lr=muon_lr, adam_lr=adam_lr,
+        decay_share=decay_share, ditto_share=ditto_share,
+    )  # fmt: skip
+    train(out, settings, start_from, compile_model)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,22 @@ def held_out_losses(model: Any, tokenizer: Any, files: Sequence[SourceFile]) -> 
     return {"nats_per_token": nats, "bits_per_byte": bits, "chat_nats_per_token": evaluate(model, chats, 1, 512)[0]}
 
 
-def card(record: dict[str, Any], settings: dict[str, Any]) -> str:
+def leg_line(number: int, leg: dict[str, Any]) -> str:
+    """One row of the card's table of training legs."""
+    settings = leg["settings"]
+    return (
+        f"| {number} | {settings['tokens_short']:,} + {settings['tokens_long']:,} | {settings['seed']} | "
+        f"{settings['muon_lr']} / {settings['adam_lr']} | {settings['decay_share']:.0%} | {settings['ditto_share']:.0%} |"
+    )
+
+
+def card(record: dict[str, Any], legs: Sequence[dict[str, Any]]) -> str:
     """README.md of the target's folder."""
-    losses, loop = record["held_out"], record["looping"]
+    losses, loop, settings = record["held_out"], record["looping"], legs[-1]["settings"]
     shares = ", ".join(f"{kind} {loop[kind]:.1%}" for kind in ("code", "chat", "all"))
-    tokens = settings["tokens_short"] + settings["tokens_long"]
+    tokens = sum(leg["settings"]["tokens_short"] + leg["settings"]["tokens_long"] for leg in legs)
+    parts = dict(settings["shares"])
+    rows = "\n".join(leg_line(number, leg) for number, leg in enumerate(legs, 1))
     return f"""# Reference target
 
 A Llama of 24 layers, hidden size 192, 6 query and 2 key-value heads, 10.2 M parameters, bf16, byte-level BPE of 4,096
@@ -71,11 +82,14 @@ large model on a GPU. It writes plausible Python and docstrings; it knows nothin
 Looping: somewhere in the output a span of at most 48 tokens follows itself at least three times in a row, over at least 24
 tokens (`drafts/looping.py`).
 
-Trained by `python -m reference.train_target` on {tokens:,} tokens ({settings["length_short"]}- and
-{settings["length_long"]}-token windows; standard library {dict(settings["shares"])["stdlib"]:.0%}, chat pairs made from it
-{dict(settings["shares"])["chat"]:.0%}, dependencies {dict(settings["shares"])["dependencies"]:.0%}), seed {settings["seed"]},
-Muon and AdamW, with the DITTO loss (arXiv 2206.02369) on {settings["ditto_rows"]} rows of each batch in the last
-{settings["decay_share"]:.0%} of the steps. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
+Trained by `python -m reference.train_target` on {tokens:,} tokens (standard library {parts["stdlib"]:.0%}, chat pairs made
+from it {parts["chat"]:.0%}, dependencies {parts["dependencies"]:.0%}) with Muon and AdamW, in legs (`--start-from`),
+each with its own warm-up and decay to zero and, while the rates fall, the DITTO loss (arXiv 2206.02369) on a share of
+the rows. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
+
+| leg | tokens in windows of 256 + 512 | seed | rates Muon / AdamW | decay | DITTO rows |
+|---|---|---|---|---|---|
+{rows}
 
 Files are split by name into train, validation and held-out; `files.json` has the split and SHA-256 of each. Training text:
 the Python {record["versions"]["python"]} standard library without tests and generated tables, and the sources of
@@ -105,9 +119,9 @@ def main(
         "versions": provenance.versions(), "hardware": provenance.hardware(), "sha256": checkpoint_hash(out),
         "dependencies": sorted({file.name.split("/")[0] for file in files if not file.name.startswith("stdlib/")}),
     }  # fmt: skip
-    training = json.loads((trained / "training.json").read_text(encoding="utf-8"))
-    write_text(out / "training.json", json.dumps({**training, "evaluation": record}) + "\n")
-    write_text(out / "README.md", card(record, training["settings"]))
+    legs = json.loads((trained / "target" / "training.json").read_text(encoding="utf-8"))["legs"]
+    write_text(out / "training.json", json.dumps({"legs": legs, "evaluation": record}) + "\n")
+    write_text(out / "README.md", card(record, legs))
     shutil.copyfile(trained / "files.json", out / "files.json")
     print(json.dumps({"held_out": record["held_out"], "looping": looping}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -79,7 +80,22 @@ class Gateway:
         refusal = refusal_from(response.status, body, MODELS, self.settings.retry_after_s)
         if refusal is not None:
             raise refusal
-        return Response(body, response.status, passed_headers(response))
+        return Response(without_folders(body), response.status, passed_headers(response))
+
+
+def without_folders(body: bytes) -> bytes:
+    """The engine's list of models without the folders that they were loaded from (vLLM's ``root``).
+
+    Raises:
+        EngineFailed: the engine's answer is not a list of models.
+    """
+    try:
+        answer = json.loads(body)
+        for model in answer["data"]:
+            model["root"] = model["id"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise EngineFailed("the engine's list of models cannot be read") from error
+    return json.dumps(answer).encode()
 
 
 def create_app(settings: GatewaySettings, door: Door | None = None) -> FastAPI:

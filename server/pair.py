@@ -42,6 +42,8 @@ class ServingFile(Settings):
     draft: Checkpoint | None = None
     speculative_config: dict[str, Any] | None = None
     max_model_len: int = Field(ge=1)
+    enforce_eager: bool | None = None
+    """Whether the engine runs without compiling; None leaves it to the engine's settings."""
     expected: Expected | None = None
     reason: str = ""
 

@@ -57,7 +57,8 @@ def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSetting
     serving = pair.serving
     fields = {
         "model": pair.target, "served_model_name": serving.served_model_name, "max_model_len": serving.max_model_len,
-        "speculative_config": pair.speculative_config, "log_file": log_file, **more,
+        "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
+        "log_file": log_file, **more,
     }  # fmt: skip
     return EngineSettings.model_validate(fields)
 

@@ -15,7 +15,7 @@ from server.pair import read_pair
 ROOT = Path(__file__).parents[2]
 PROMPTS = ROOT / "reference" / "prompts"
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("build")]
 
 
 def small_recipe(folder: Path) -> Path:

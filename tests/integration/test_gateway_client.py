@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import NUM_SPECULATIVE_TOKENS, Served, metric
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
 
 COUNTERS = {
     "understudy_drafts_total": "vllm:spec_decode_num_drafts_total",
@@ -33,7 +33,9 @@ def test_not_ready_while_the_engine_starts(served: Served) -> None:
 
 
 def test_models(served: Served) -> None:
-    assert [model.id for model in served.client.models.list()] == ["reference"]
+    (model,) = served.client.models.list()
+    assert model.id == "reference"
+    assert model.model_extra["root"] == "reference", "the engine's folders are nobody's business"
 
 
 def test_chat_in_one_piece_and_as_a_stream_say_the_same(served: Served) -> None:
@@ -84,6 +86,18 @@ def test_sums_equal_the_engines_counters_on_a_closed_run(served: Served) -> None
     assert {name: grown[name] for name in COUNTERS} == {name: grown[other] for name, other in COUNTERS.items()}
     assert grown["understudy_draft_tokens_total"] > 56
     assert metric(served.url, "understudy_acceptance_records_missing_total") == missing
+
+
+def test_seeded_requests_whose_prompts_are_read_in_pieces_leave_the_engine_alive(served: Served) -> None:
+    """vLLM rewinds the generators of such requests; as installed, that ends an engine on a CPU (see sampling_repair)."""
+
+    def sample(seed: int) -> int:
+        asked = {"prompt": f"# {seed}\n" + "import os\n" * 130, "max_tokens": 8, "temperature": 1, "seed": seed}
+        return served.client.completions.create(model="reference", **asked).usage.completion_tokens
+
+    with ThreadPoolExecutor(24) as pool:
+        assert all(pool.map(sample, range(24)))
+    assert served.client.completions.create(model="reference", prompt="x", max_tokens=1).usage
 
 
 def test_several_answers_in_one_request_have_no_record_and_count_as_missing(served: Served) -> None:

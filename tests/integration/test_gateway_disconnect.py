@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.conftest import Served, metric, wait_for
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
 
 MAX_TOKENS = 480
 

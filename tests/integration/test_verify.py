@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +22,10 @@ from server.pair import Pair, read_pair
 from server.sampling_check import check_engine, complete
 from server.sampling_repair import SWITCH
 from stages.errors import CheckFailed
+from tests.integration.conftest import PROJECT
 from tests.integration.pico_pair import write_pairs
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("verify")]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,22 @@ def sample_and_judge(
     return judge_samples(exact, prompt, temperature, samples, settings)
 
 
+def serve_elsewhere(pair: Path, engine_url: str) -> tuple[int, str]:
+    """Runs ``serve --engine-url`` until it is ready, asks for an answer and ends it; (exit code, what it said)."""
+    command = [sys.executable, "-m", "understudy", "serve", str(pair), "--engine-url", engine_url, "--port", "0"]
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said: list[str] = []
+    for line in process.stderr:
+        said.append(line)
+        if "gateway: ready" in line:
+            gateway = re.findall(r"gateway: (http\S+) ", "".join(said))[0]
+            answer = complete(gateway, {"model": "pico", "prompt": "w5 w6", "max_tokens": 4}, 60)
+            assert answer["usage"]["completion_tokens"] >= 1
+            process.send_signal(signal.SIGTERM)
+    return process.wait(60), "".join(said)
+
+
 def test_a_repaired_pair_with_probabilistic_drafting_is_lossless(pairs: Path) -> None:
     report = verify(pairs / "probabilistic", settings_for(pairs, temperatures=(1.0, 0.6)))
     print(*report.lines(), sep="\n")
@@ -73,8 +94,11 @@ def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_
         answer = complete(
             url, {"model": "pico", "prompt": "w5 w6", "top_k": 5, "temperature": 1.0, "max_tokens": 8}, 60
         )
+        served, said = serve_elsewhere(pairs / "default", url)
     assert result.passed
     assert answer["usage"]["completion_tokens"] >= 1
+    assert served == 0, said
+    assert "gateway: ready, serving pico" in said
 
 
 def test_the_engine_as_installed_is_found_out(pairs: Path, exact: ExactTarget) -> None:
@@ -83,6 +107,9 @@ def test_the_engine_as_installed_is_found_out(pairs: Path, exact: ExactTarget) -
         with pytest.raises(CheckFailed, match="does not sample from the model's distribution") as caught:
             check_engine(url, "pico")
         result = sample_and_judge(url, pair, exact, settings_for(pairs), 1.0)
+        refused, said = serve_elsewhere(pairs / "default", url)
+    assert refused == CheckFailed.exit_code, said
+    assert "does not sample from the model's distribution" in said.splitlines()[-1]
     print(caught.value, result.line(), sep="\n")
     assert "\n" not in str(caught.value)
     assert not result.passed

@@ -1,7 +1,8 @@
 import pytest
 
-from drafts.cells import Cell, Condition, acceptance, differing, histogram, rows_of
-from drafts.client import Answer, Speculation, parse_speculation
+from drafts.cells import Cell, Condition, acceptance, differing, histogram, rows_of, run_cells
+from drafts.client import Answer, Sampling, Speculation, parse_speculation
+from drafts.prompts import Prompt
 
 GREEDY = Condition("code", 1, 0.0)
 
@@ -28,18 +29,42 @@ def rows(**changes: object) -> dict[str, dict[str, object]]:
     return {str(row["method"]): row for row in rows_of(cells(**changes), str.split)}  # type: ignore[arg-type]
 
 
-def test_speedup_is_a_mean_of_ratios_within_each_repeat() -> None:
+def test_speedup_is_a_ratio_of_totals_with_the_extremes_of_single_turns() -> None:
     row = rows()["draft"]
     assert row["speedup_low"] == pytest.approx(4 / 1.25)
     assert row["speedup_high"] == pytest.approx(5 / 1.25)
-    assert row["speedup"] == pytest.approx((4 / 1.25 + 5 / 1.25) / 2)
+    assert row["speedup"] == pytest.approx(9 / 2.5)
     assert rows()["plain"]["speedup"] == pytest.approx(1.0)
+    assert (row["num_prompts"], row["repeats"], row["turns"]) == (2, 2, 2)
 
 
 def test_looping_prompts_are_reported_and_left_out_of_the_second_figure() -> None:
     row = rows()["draft"]
     assert row["looping_outputs"] == pytest.approx(0.5)
-    assert row["speedup_without_loops"] == pytest.approx((2.0 + 2.5) / 2)
+    assert row["speedup_without_loops"] == pytest.approx(4.5 / 2)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
+    repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str], int]] = []
+
+    async def ask_all(url: str, model: str, prompts: list[Prompt], sampling: Sampling, concurrency: int) -> object:
+        asked.append((url, [prompt.prompt or "" for prompt in prompts], sampling.seed))
+        return [answer(prompt.id, "x", 1.0) for prompt in prompts], 1.0
+
+    monkeypatch.setattr("drafts.cells.ask_all", ask_all)
+    prompts = [Prompt(prompt=str(i), kind="code") for i in range(5)]
+    urls = {"plain": "p", "draft": "d"}
+    made = run_cells(urls, prompts, [GREEDY], Sampling(4, seed=7), repeats, block_size=2)
+    measured = asked[2:]
+    assert len(made) == len(measured) == 2 * 3 * repeats
+    turns = [measured[i : i + 2] for i in range(0, len(measured), 2)]
+    assert [turn[0][0] for turn in turns] == (["p", "d"] * 3)[: 3 * repeats]
+    assert all(first[1:] == second[1:] for first, second in turns)
+    assert [turn[0][1] for turn in turns][:3] == [["0", "1"], ["2", "3"], ["4"]]
+    assert [turn[0][2] for turn in turns][:3] == [7, 9, 11]
 
 
 def test_identical_outputs_counts_texts() -> None:
