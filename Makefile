@@ -22,7 +22,8 @@ RUN = $(PRELOAD) $(BIN)/understudy
 demo: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out $(BUILD)/comparison.json --set prompts_per_kind=8 --set max_tokens=64
+		--out $(BUILD)/comparison.json \
+		--set prompts_per_kind=8 --set max_tokens=48 --set repeats=1 --set block_size=4
 
 serve: setup
 	$(RUN) build recipes/reference.yaml
@@ -31,7 +32,7 @@ serve: setup
 results: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out benchmarks/reference.json --set repeats=2
+		--out benchmarks/reference.json --set max_tokens=64 --set repeats=1
 	$(BIN)/python -m benchmarks.render
 
 test: setup-dev

@@ -37,13 +37,14 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file w
 OutOption = Annotated[Path, typer.Option("--out", help="folder to write; replaced whole when the stage succeeds")]
 
 
-def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str]) -> SettingsType:
-    """Settings from a YAML file and ``key=value`` pairs, the pairs winning."""
+def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str], **given: Any) -> SettingsType:
+    """Settings from a YAML file, then options ``given`` that are not None, then ``key=value`` pairs; the later wins."""
     import yaml
 
-    from stages.settings import read_yaml
+    from stages.settings import read_mapping
 
-    values: dict[str, Any] = read_yaml(config, cls).model_dump(exclude_unset=True) if config else {}
+    values = read_mapping(config) if config else {}
+    values |= {key: value for key, value in given.items() if value is not None}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign:
@@ -160,7 +161,7 @@ def recover(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Train the pruned model on the target's answers; on several GPUs start it with `accelerate launch -m understudy`."""
+    """Train the pruned model on the target's own answers until its budget of tokens or seconds is used up."""
     from drafts.recovery import RecoverSettings, recover
 
     recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_))
@@ -234,15 +235,17 @@ def verify(
     """
     from drafts.verifying import VerifySettings, verify
 
-    report = verify(pair, settings_from(VerifySettings, config, [*set_, f"prompts={prompts}"]))
+    report = verify(pair, settings_from(VerifySettings, config, set_, prompts=prompts))
     print("\n".join(report.lines()))
 
 
 @app.command()
 def serve(
     pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; optional with --engine-url")] = None,
-    host: Annotated[str, typer.Option(help="address the gateway listens on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the gateway; 0 takes a free one")] = 8000,
+    host: Annotated[str | None, typer.Option(help="address the gateway listens on, 127.0.0.1 if not given")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="port of the gateway, 8000 if not given; 0 takes a free one")
+    ] = None,
     engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
     model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
     log_file: Annotated[Path, typer.Option(help="the engine's log")] = Path("build/engine.log"),
@@ -255,10 +258,9 @@ def serve(
     from server.run import serve
     from server.settings import GatewaySettings
 
-    given = {"host": host, "port": port, "engine_url": engine_url, "served_model_name": model}
-    pairs = [f"{key}={value}" for key, value in given.items() if value is not None]
-    settings = settings_from(GatewaySettings, config, [*pairs, *set_])
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    settings = settings_from(
+        GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model
+    )
     serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
 
 

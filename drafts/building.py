@@ -49,6 +49,9 @@ class Recipe(Settings):
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe, resolves its paths, and hands its prompts to the stages that need text."""
     recipe = read_yaml(path, Recipe)
+    for name in ("distill", "measure"):
+        if "max_model_len" in getattr(recipe, name).model_fields_set:
+            raise InputError(f"{path}: '{name}.max_model_len': give 'max_model_len' once, for the whole recipe")
     home = path.resolve().parent
     prompts = Prompts(**{key: home / value for key, value in recipe.prompts if value is not None})
     calibration = tuple(home / file for file in recipe.prune.calibration) or (prompts.train,)

@@ -62,10 +62,11 @@ def run_cells(
     """Runs every cell; the methods take turns after each block of prompts, in an order that shifts with every turn.
 
     Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
-    methods. One unmeasured request to each method goes first.
+    methods. Each method first answers one prompt of every kind unmeasured.
     """
+    first = list({prompt.kind: prompt for prompt in prompts}.values())
     for url in urls.values():
-        asyncio.run(ask_all(url, MODEL, prompts[:2], Sampling(16, 1.0), 2))
+        asyncio.run(ask_all(url, MODEL, first, Sampling(16, 1.0), len(first)))
     blocks = [
         (condition, start, chosen[start : start + block_size])
         for condition in conditions

@@ -98,12 +98,15 @@ def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> 
 
 
 def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int) -> float:
-    """Seconds of a speculative step at K, on the line through the two (or nearest two) measured values of K."""
+    """Seconds of a speculative step at K: on the line through the smallest and the largest measured K.
+
+    Never less than a plain step, which a noisy line would otherwise promise at small K.
+    """
     measured = sorted((c.num_speculative_tokens, c.seconds) for c in costs if c.num_speculative_tokens > 0)
     if len({k for k, _ in measured}) < 2:
         raise InputError("measurements: speculative steps at two different num_speculative_tokens are needed")
     (k0, s0), (k1, s1) = measured[0], measured[-1]
-    return s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0)
+    return max(s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0), plain_seconds(costs))
 
 
 def plain_seconds(costs: Sequence[StepCost]) -> float:

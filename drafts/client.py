@@ -63,16 +63,17 @@ class Answer:
 
 
 def parse_speculation(event: dict[str, Any]) -> Speculation | None:
-    """The acceptance record of a final chunk or body, or None if it carries none."""
-    record = (event.get("metrics") or {}).get("speculative_decoding")
-    if not record:
+    """The acceptance record of a final chunk or body, or None if it carries none that can be read."""
+    try:
+        record = event["metrics"]["speculative_decoding"]
+        return Speculation(
+            num_drafts=int(record["num_spec_steps"]),
+            num_draft_tokens=int(record["num_draft_tokens"]),
+            num_accepted_tokens=int(record["num_accepted_draft_tokens"]),
+            histogram=tuple(int(n) for n in record.get("acceptance_histogram", ())),
+        )
+    except (KeyError, TypeError, ValueError):
         return None
-    return Speculation(
-        num_drafts=int(record["num_spec_steps"]),
-        num_draft_tokens=int(record["num_draft_tokens"]),
-        num_accepted_tokens=int(record["num_accepted_draft_tokens"]),
-        histogram=tuple(int(n) for n in record.get("acceptance_histogram", ())),
-    )
 
 
 def _piece(choice: dict[str, Any]) -> str:
@@ -96,12 +97,15 @@ async def ask(
     started = time.perf_counter()
     text, finish, first, last = "", None, None, started
     usage: dict[str, Any] = {}
-    speculation = None
+    speculation, whole = None, False
     async with session.post(base_url + route, json=body) as response:
         if response.status != 200:
-            raise EngineError(f"{base_url}{route} answered {response.status}: {(await response.text())[:300]}")
+            said = (await response.text())[:300]
+            raise EngineError(f"{base_url}{route} answered {response.status} to prompt {prompt.id}: {said}")
         async for line in response.content:
-            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+            if line.strip() == b"data: [DONE]":
+                whole = True
+            if not line.startswith(b"data: ") or whole:
                 continue
             event = json.loads(line[6:])
             if "error" in event:
@@ -114,11 +118,21 @@ async def ask(
             if event.get("usage"):
                 usage = event["usage"]
             speculation = parse_speculation(event) or speculation
+    if not whole:
+        raise EngineError(f"{base_url}{route} broke off in the middle of its answer to prompt {prompt.id}")
     return Answer(
         prompt_id=prompt.id, kind=prompt.kind, text=text, finish_reason=finish,
         prompt_tokens=int(usage.get("prompt_tokens", 0)), completion_tokens=int(usage.get("completion_tokens", 0)),
         ttft_s=(first or last) - started, e2e_s=last - started, speculation=speculation,
     )  # fmt: skip
+
+
+def first_of(errors: BaseExceptionGroup[BaseException], base_url: str) -> BaseException:
+    """One error for all that workers raised: an interruption or one of ours as it is, the rest as the engine's."""
+    first = errors.exceptions[0]
+    if isinstance(first, aiohttp.ClientError | TimeoutError | ValueError):
+        return EngineError(f"{base_url}: {str(first) or type(first).__name__}")
+    return first
 
 
 async def ask_all(
@@ -128,11 +142,19 @@ async def ask_all(
     sampling: Sampling,
     concurrency: int,
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
+    seeds: Sequence[int] | None = None,
 ) -> tuple[list[Answer], float]:
     """Asks all prompts in a closed loop of ``concurrency`` workers.
 
+    Args:
+        on_answer: called with the prompt's place and its answer, as answers come.
+        seeds: one for each prompt; ``sampling.seed`` + place when not given.
+
     Returns:
         (answers in the prompts' order, wall time in seconds).
+
+    Raises:
+        EngineError: the server could not be reached, refused a request, or broke off; or what ``on_answer`` raised.
     """
     answers: list[Answer | None] = [None] * len(prompts)
     waiting = iter(enumerate(prompts))
@@ -141,7 +163,8 @@ async def ask_all(
 
     async def worker(session: aiohttp.ClientSession) -> None:
         for index, prompt in waiting:
-            answers[index] = answer = await ask(session, base_url, model, prompt, sampling, sampling.seed + index)
+            seed = sampling.seed + index if seeds is None else seeds[index]
+            answers[index] = answer = await ask(session, base_url, model, prompt, sampling, seed)
             on_answer(index, answer)
 
     try:
@@ -151,8 +174,6 @@ async def ask_all(
                 for _ in range(min(concurrency, len(prompts))):
                     group.create_task(worker(session))
             wall = time.perf_counter() - started
-    except* (aiohttp.ClientError, TimeoutError) as errors:
-        raise EngineError(f"{base_url}: {errors.exceptions[0]}") from errors
-    except* EngineError as errors:
-        raise EngineError(str(errors.exceptions[0])) from errors
+    except BaseExceptionGroup as errors:
+        raise first_of(errors, base_url) from errors
     return [answer for answer in answers if answer is not None], wall

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from drafts.cells import conditions_of, differing, rows_of, run_cells
 from drafts.client import Sampling
+from drafts.encoding import fitting
 from drafts.methods import NGRAM, EngineOptions, Method, serving
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
@@ -101,17 +102,19 @@ def compare(
     """
     pair = read_pair(pair_path)
     target = pair.target
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
     everything = read_prompts(prompts_file)
     _refuse_seen(everything, training_prompts)
-    prompts = sample(everything, settings.prompts_per_kind, settings.seed)
-    if not prompts:
-        raise InputError(f"{prompts_file}: the sample is empty")
     tokenizer = load_tokenizer(target)
+    fit = fitting(everything, tokenizer, pair.serving.max_model_len, settings.max_tokens)
+    prompts = sample(fit, settings.prompts_per_kind, settings.seed)
     inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
+    if pair.serving.draft:
+        inputs["draft"] = pair.serving.draft.sha256
     run = provenance.Run("compare", settings.model_dump(mode="json"), inputs, settings.seed)
     methods = methods_of(pair)
     logs = out.parent / "engine-logs"
-    logs.mkdir(parents=True, exist_ok=True)
     eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
     how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
     with serving(target, methods, logs, how) as urls:
@@ -125,12 +128,13 @@ def compare(
             settings.block_size,
         )
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
-    judged = judge_differences(target, differing(cells), {prompt.id: prompt for prompt in prompts}, tokenizer)
     record = {
-        "rows": rows, "differing_outputs": judged, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
+        "rows": rows, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
     }  # fmt: skip
+    write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
+    record["differing_outputs"] = judge_differences(target, differing(cells), {p.id: p for p in prompts}, tokenizer)
     write_text(out, json.dumps(record, indent=1) + "\n")
     draw_comparison(rows, out.with_suffix(".png"))
     return rows

@@ -11,17 +11,19 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from drafts.client import Answer, Sampling, ask_all
-from drafts.prompts import Prompt, prompts_hash, read_prompts
-from pruning.checkpoint import load_target
+from drafts.encoding import fitting, prompt_ids
+from drafts.prompts import Prompt, draw, prompts_hash, read_prompts
+from pruning.checkpoint import load_target, load_tokenizer
 from server.engine import EngineSettings, LocalEngine
-from stages.errors import InputError, StorageError
-from stages.folders import publish, storage_errors
+from stages.errors import InputError
+from stages.folders import publish, storage_errors, write_text
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import Advance, log, progress
 from stages.provenance import Run, up_to_date
@@ -37,6 +39,7 @@ class DistillSettings(Settings):
 
     Attributes:
         temperatures: prompt i is answered at ``temperatures[i % len]``; use what will be served.
+        max_prompts: a seeded sample of the file; all of it when not given.
         backend: ``vllm`` starts the engine here; ``transformers`` generates in this process; ``url`` asks a server.
         url: base address of an OpenAI-compatible server with the target, for ``backend: url``.
         model: the name that server gives the target.
@@ -54,10 +57,22 @@ class DistillSettings(Settings):
     max_model_len: int = Field(default=512, ge=16)
 
 
-def record_of(prompt: Prompt, answer: str, finish_reason: str | None, temperature: float, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """One prompt to be answered, with its place in the list, the temperature and the seed that belong to that place."""
+
+    place: int
+    prompt: Prompt
+    temperature: float
+    seed: int
+
+
+def record_of(asked: Asked, answer: str, finish_reason: str | None, target_hash: str) -> dict[str, Any]:
     """One line of the data file."""
+    prompt = asked.prompt
     return {
-        "id": prompt.id, "kind": prompt.kind, "source": prompt.source, "temperature": temperature, "seed": seed,
+        "place": asked.place, "id": prompt.id, "kind": prompt.kind, "source": prompt.source,
+        "target_sha256": target_hash, "temperature": asked.temperature, "seed": asked.seed,
         "finish_reason": finish_reason, **prompt.request()[1], "answer": answer,
     }  # fmt: skip
 
@@ -67,27 +82,30 @@ def read_data(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            if line and not line.endswith("}"):
+            if not line.endswith("}"):
                 continue
             raise InputError(f"{path}, line {number}: not valid JSON ({error}); remove the line or the file") from error
     return records
 
 
 class Writer:
-    """Appends records to the data file, each line flushed."""
+    """Appends answers to the data file, each line flushed."""
 
-    def __init__(self, path: Path, done: Sequence[dict[str, Any]]):
+    def __init__(self, path: Path, done: Sequence[dict[str, Any]], target_hash: str):
+        write_text(path, "".join(json.dumps(record) + "\n" for record in done))
         with storage_errors(path):
-            path.write_text("".join(json.dumps(record) + "\n" for record in done), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8")
-        self._path = path
+        self._path, self._target_hash = path, target_hash
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, asked: Asked, answer: str, finish_reason: str | None) -> None:
         """Writes one line; StorageError when the disk is full."""
+        record = record_of(asked, answer, finish_reason, self._target_hash)
         with storage_errors(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -114,79 +132,61 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
         yield running.url, settings.model
 
 
-def _groups(
-    prompts: Sequence[Prompt], settings: DistillSettings, done: set[str]
-) -> Iterator[tuple[float, list[Prompt]]]:
-    """The prompts still to be answered, by temperature."""
+def to_ask(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int]) -> list[list[Asked]]:
+    """What is still to be answered, one list for each temperature; a resumed run asks what the first would have."""
     count = len(settings.temperatures)
-    for index, temperature in enumerate(settings.temperatures):
-        todo = [prompt for prompt in prompts[index::count] if prompt.id not in done]
-        if todo:
-            yield temperature, todo
+    todo = [
+        Asked(place, prompt, settings.temperatures[place % count], settings.seed + place)
+        for place, prompt in enumerate(prompts)
+        if place not in done
+    ]
+    return [group for t in dict.fromkeys(settings.temperatures) if (group := [a for a in todo if a.temperature == t])]
 
 
 def _from_server(
-    url: str,
-    model: str,
-    groups: Iterator[tuple[float, list[Prompt]]],
-    settings: DistillSettings,
-    writer: Writer,
-    advance: Advance,
+    url: str, model: str, groups: Sequence[list[Asked]], settings: DistillSettings, writer: Writer, advance: Advance
 ) -> None:
     """Asks a server; writes every answer as it comes."""
     tokens = 0
-    for temperature, todo in groups:
-        sampling = Sampling(settings.max_tokens, temperature, settings.seed)
+    for group in groups:
+        sampling = Sampling(settings.max_tokens, group[0].temperature)
 
-        def keep(index: int, answer: Answer, todo: list[Prompt] = todo, temperature: float = temperature) -> None:
+        def keep(index: int, answer: Answer, group: list[Asked] = group) -> None:
             nonlocal tokens
             tokens += answer.completion_tokens
-            writer.write(record_of(todo[index], answer.text, answer.finish_reason, temperature, settings.seed + index))
+            writer.write(group[index], answer.text, answer.finish_reason)
             advance(1, note=f"{tokens:,} tokens")
 
-        asyncio.run(ask_all(url, model, todo, sampling, settings.concurrency, keep))
+        prompts, seeds = [asked.prompt for asked in group], [asked.seed for asked in group]
+        asyncio.run(ask_all(url, model, prompts, sampling, settings.concurrency, keep, seeds))
 
 
 def _from_transformers(
-    target: Path,
-    groups: Iterator[tuple[float, list[Prompt]]],
-    settings: DistillSettings,
-    writer: Writer,
-    advance: Advance,
+    target: Path, groups: Sequence[list[Asked]], settings: DistillSettings, writer: Writer, advance: Advance
 ) -> None:
-    """Generates in this process, in batches of ``concurrency`` prompts padded on the left."""
+    """Generates in this process, on a GPU if there is one, in batches of ``concurrency`` padded on the left."""
     import torch
 
     model, tokenizer = load_target(target)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    for temperature, todo in groups:
-        for start in range(0, len(todo), settings.concurrency):
-            batch = todo[start : start + settings.concurrency]
-            texts = [rendered(prompt, tokenizer) for prompt in batch]
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-            torch.manual_seed(settings.seed + start)
-            options = (
-                {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-            )
+    for group in groups:
+        temperature = group[0].temperature
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        options = sampled if temperature > 0 else {"do_sample": False}
+        for start in range(0, len(group), settings.concurrency):
+            batch = group[start : start + settings.concurrency]
+            rows = {"input_ids": [prompt_ids(asked.prompt, tokenizer) for asked in batch]}
+            inputs = tokenizer.pad(rows, return_tensors="pt").to(model.device)
+            torch.manual_seed(batch[0].seed)
             out = model.generate(
                 **inputs, max_new_tokens=settings.max_tokens, pad_token_id=tokenizer.pad_token_id, **options
             )
-            for prompt, row in zip(batch, out[:, inputs["input_ids"].shape[1] :], strict=True):
+            for asked, row in zip(batch, out[:, inputs["input_ids"].shape[1] :], strict=True):
                 ended = tokenizer.eos_token_id in row.tolist()
-                text = tokenizer.decode(row, skip_special_tokens=True)
-                writer.write(record_of(prompt, text, "stop" if ended else "length", temperature, settings.seed + start))
+                writer.write(asked, tokenizer.decode(row, skip_special_tokens=True), "stop" if ended else "length")
             advance(len(batch))
-
-
-def rendered(prompt: Prompt, tokenizer: Any) -> str:
-    """The text that the model sees for a prompt (chat messages through the chat template)."""
-    if prompt.prompt is not None:
-        return prompt.prompt
-    if not tokenizer.chat_template:
-        raise InputError(f"prompt {prompt.id} is a chat, but the target's tokenizer has no chat template")
-    messages = [message.model_dump() for message in prompt.messages or ()]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettings) -> None:
@@ -195,16 +195,20 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     Run again after an interruption, it asks only what is not answered yet; a partial file made with other settings
     or by another target is discarded.
     """
-    prompts = read_prompts(prompts_file)[: settings.max_prompts]
-    inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
+    everything = fitting(
+        read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens
+    )
+    prompts = draw(everything, settings.max_prompts, settings.seed)
+    target_hash = checkpoint_hash(target)
+    inputs = {"target": target_hash, "prompts": prompts_hash(prompts)}
     run = Run("distill", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return
-    with publish(out, keep_partial=True) as folder:
+    with publish(out, keep_partial=True, stage=run.stage) as folder:
         done = read_data(folder / DATA) if run.is_current(folder) else []
         run.write(folder)
-        writer = Writer(folder / DATA, done)
-        groups = _groups(prompts, settings, {record["id"] for record in done})
+        writer = Writer(folder / DATA, done, target_hash)
+        groups = to_ask(prompts, settings, {record["place"] for record in done})
         try:
             with progress("answers of the target", len(prompts), "prompts", done=len(done)) as advance:
                 if settings.backend == "transformers":
@@ -214,7 +218,5 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
                         _from_server(url, model, groups, settings, writer, advance)
         finally:
             writer.close()
-        if not read_data(folder / DATA):
-            raise StorageError(f"{folder / DATA}: no answers were written")
         run.write(folder, data_sha256=file_hash(folder / DATA), num_records=len(prompts))
     log(f"{out}: {len(prompts)} answers")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Prefix = tuple[int, ...]
-NextProbabilities = Callable[[Sequence[Prefix]], Sequence[Sequence[float]]]
+NextProbabilities = Callable[[Sequence[Prefix]], Iterable[Sequence[float]]]
 """Probabilities of every token of the vocabulary after each of the given prefixes."""
 
 OTHER = -1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drafts.distribution import NextProbabilities, Prefix
+from drafts.distribution import OTHER, NextProbabilities, Prefix
 from pruning.checkpoint import load_model
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Difference:
 
     Attributes:
         position: index of the first differing token.
-        tokens: the two tokens there, without and with draft.
+        tokens: the two tokens there, without and with draft; OTHER (-1) where one ended before.
         gap: absolute difference of the target's float32 logits of the two.
         lag: how far the lesser of the two lies below the best logit.
         rounding: largest deviation of bfloat16 from float32 logits among the most likely tokens along this text.
@@ -51,27 +52,34 @@ class ExactTarget:
     def next_probabilities(self, prompt: Prefix, temperature: float, dtype: str = "float32") -> NextProbabilities:
         """A function from continuations of ``prompt`` (of one length) to the next token's probabilities."""
 
-        def rows(prefixes: Sequence[Prefix]) -> list[list[float]]:
-            logits = self._logits([prompt + prefix for prefix in prefixes], dtype)[:, -1].double()
-            values: list[list[float]] = (logits / temperature).softmax(-1).tolist()
-            return values
+        def rows(prefixes: Sequence[Prefix]) -> torch.Tensor:
+            logits = self._logits([prompt + prefix for prefix in prefixes], dtype, last=1)[:, -1].double()
+            return (logits / temperature).softmax(-1)
 
-        known: dict[Prefix, list[float]] = {}
+        known: dict[Prefix, torch.Tensor] = {}
 
-        def look_up(prefixes: Sequence[Prefix]) -> list[list[float]]:
+        def look_up(prefixes: Sequence[Prefix]) -> Iterable[Sequence[float]]:
             missing = [prefix for prefix in prefixes if prefix not in known]
             for start in range(0, len(missing), BATCH):
                 part = missing[start : start + BATCH]
                 known.update(zip(part, rows(part), strict=True))
-            return [known[prefix] for prefix in prefixes]
+            return (known[prefix].tolist() for prefix in prefixes)  # one list at a time: vocabularies are large
 
         return look_up
 
     def difference(self, prompt: Prefix, plain: Prefix, drafted: Prefix) -> Difference | None:
-        """Where two greedy continuations of a prompt part; None when they are equal."""
-        position = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), None)
-        if position is None:
+        """Where two greedy continuations of a prompt part; None when they are equal.
+
+        Both go on to the same rule (a number of tokens, or the end of the text as their last token), so one that ends
+        before the other is a difference too, which no rounding explains.
+        """
+        both = min(len(plain), len(drafted))
+        position = next((i for i in range(both) if plain[i] != drafted[i]), both)
+        if position == len(plain) == len(drafted):
             return None
+        if position == both:
+            ends = (*plain, OTHER)[position], (*drafted, OTHER)[position]
+            return Difference(position, ends, gap=math.inf, lag=math.inf, rounding=0.0)
         text = [prompt + plain[:position]]
         exact, rounded = self._logits(text, "float32")[0], self._logits(text, "bfloat16")[0]
         start = len(prompt) - 1
@@ -83,10 +91,11 @@ class ExactTarget:
             float(exact[-1].max() - pair.min()), rounding,
         )  # fmt: skip
 
-    def _logits(self, texts: Sequence[Prefix], dtype: str) -> torch.Tensor:
-        """[texts, positions, vocabulary] as float32; all texts have one length."""
+    def _logits(self, texts: Sequence[Prefix], dtype: str, last: int = 0) -> torch.Tensor:
+        """[texts, positions, vocabulary] as float32, of the ``last`` positions or (0) all; all texts have one length."""
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor = self._models[dtype](torch.tensor(texts), use_cache=False).logits
+            answer = self._models[dtype](torch.tensor(texts), use_cache=False, logits_to_keep=last)
+        logits: torch.Tensor = answer.logits
         return logits.float()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drafts.distilling import rendered
+from drafts.encoding import prompt_ids
 from drafts.prompts import Prompt
 from stages.errors import InputError
 from stages.hashing import text_hash
@@ -62,13 +62,13 @@ class Batch:
 def make_example(record: dict[str, Any], tokenizer: Any, max_length: int) -> Example | None:
     """Encodes one data record; None when the answer is empty or the prompt alone fills ``max_length``."""
     prompt = Prompt(prompt=record.get("prompt"), messages=record.get("messages"), kind=record["kind"])
-    prompt_ids = tokenizer(rendered(prompt, tokenizer), add_special_tokens=False)["input_ids"]
+    asked = prompt_ids(prompt, tokenizer)
     answer_ids = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
     if record.get("finish_reason") == "stop" and tokenizer.eos_token_id is not None:
         answer_ids = [*answer_ids, tokenizer.eos_token_id]
-    if not answer_ids or len(prompt_ids) >= max_length:
+    if not answer_ids or len(asked) >= max_length:
         return None
-    return Example(tuple([*prompt_ids, *answer_ids][:max_length]), len(prompt_ids))
+    return Example(tuple([*asked, *answer_ids][:max_length]), len(asked))
 
 
 def split_examples(

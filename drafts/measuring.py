@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from drafts.cells import Cell, conditions_of, histogram, run_cells
 from drafts.choosing import Acceptance, Measurements, StepCost
 from drafts.client import Answer, Sampling
+from drafts.encoding import fitting
 from drafts.methods import EngineOptions, Method, draft_method, serving
 from drafts.prompts import prompts_hash, read_prompts, sample
+from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
 from stages.folders import publish, write_text
 from stages.hashing import checkpoint_hash
@@ -83,16 +85,17 @@ def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
 
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
     """Writes ``out/measurements.json``: plain and speculative step costs, and acceptance by position."""
-    prompts = sample(read_prompts(prompts_file), settings.prompts_per_kind, settings.seed)
+    fit = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
+    prompts = sample(fit, settings.prompts_per_kind, settings.seed)
     inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "prompts": prompts_hash(prompts)}
     run = Run("measure", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return
     small, large = settings.num_speculative_tokens
     methods = [Method("plain"), draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
-    with publish(out) as folder:
+    with publish(out, stage=run.stage) as folder:
         how = EngineOptions(settings.max_model_len, 2 * settings.concurrency, settings.enforce_eager)
-        with serving(target, methods, folder, how) as urls:
+        with serving(target, methods, out.parent / "engine-logs", how) as urls:
             conditions = conditions_of(prompts, [settings.concurrency], settings.temperatures)
             sampling = Sampling(settings.max_tokens, seed=settings.seed)
             cells = run_cells(urls, prompts, conditions, sampling, settings.repeats, settings.prompts_per_kind)

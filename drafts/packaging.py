@@ -8,7 +8,6 @@ from typing import Any
 
 from drafts.distilling import DATA
 from drafts.pictures import draw_training
-from pruning.plan import FILE as PLAN
 from pruning.plan import load_plan
 from stages import provenance
 from stages.folders import write_text
@@ -24,7 +23,7 @@ def describe_draft(target: Path, draft: Path, data: Path) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "target_sha256": checkpoint_hash(target),
         "target_tokenizer_sha256": tokenizer_hash(target),
-        "plan_sha256": file_hash(draft / PLAN),
+        "plan_sha256": load_plan(draft).sha256,
         "data_sha256": file_hash(data / DATA),
         "figures": record.get("figures", {}),
     }

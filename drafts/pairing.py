@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.folders import publish, write_text
 from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
 from stages.progress import log
-from stages.provenance import Run, up_to_date
+from stages.provenance import Run, read, up_to_date
 from stages.settings import validate
 
 SCHEMA_VERSION = 1
@@ -30,10 +30,25 @@ def read_measurements(folder: Path) -> Measurements:
     return validate(Measurements, values, str(path))
 
 
+def refuse_other_measurements(measured: Path, inputs: dict[str, str]) -> None:
+    """Raises InputError when the measurements are of another target or draft."""
+    known = (read(measured) or {}).get("inputs", {})
+    for what in ("target", "draft"):
+        if known.get(what) != inputs[what]:
+            raise InputError(f"{measured}: measured with another {what}; run 'understudy measure' with this one")
+
+
+def _relative(folder: Path, place: Path) -> str:
+    return os.path.relpath(folder.resolve(), place.resolve())
+
+
 def _reference(folder: Path, place: Path) -> dict[str, str]:
     """How serving.json names a checkpoint: path relative to the pair's folder, and hashes."""
-    relative = os.path.relpath(folder.resolve(), place.resolve())
-    return {"path": relative, "sha256": checkpoint_hash(folder), "tokenizer_sha256": tokenizer_hash(folder)}
+    return {
+        "path": _relative(folder, place),
+        "sha256": checkpoint_hash(folder),
+        "tokenizer_sha256": tokenizer_hash(folder),
+    }
 
 
 def serving_record(
@@ -65,11 +80,14 @@ def choose_pair(
         "draft": checkpoint_hash(draft),
         "measured": file_hash(measured / MEASUREMENTS),
     }
-    run = Run("choose", {**settings.model_dump(mode="json"), "name": name, "max_model_len": max_model_len}, inputs)
+    refuse_other_measurements(measured, inputs)
+    places = {"target": _relative(target, out), "draft": _relative(draft, out)}
+    shown = {**settings.model_dump(mode="json"), "name": name, "max_model_len": max_model_len, "places": places}
+    run = Run("choose", shown, inputs)
     if up_to_date(run, out):
         return
     choice = choose(measurements, settings)
-    with publish(out) as folder:
+    with publish(out, stage=run.stage) as folder:
         record = serving_record(target, draft, choice, out, name, max_model_len, measurements.enforce_eager)
         write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
         draw_choice(choice, measurements, folder / "choice.png")

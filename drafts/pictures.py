@@ -88,7 +88,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
 
 
 def draw_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Speed-up over plain decoding by method, kind and concurrency, one panel a temperature; bars span the repeats."""
+    """Speed-up over plain decoding by method, kind and concurrency, one panel a temperature; lines span the turns."""
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     figure, axes = _figure(len(temperatures), 4.8 * len(temperatures), 3.6)
     for axis, temperature in zip(axes, temperatures, strict=True):

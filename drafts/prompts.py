@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from stages.errors import InputError
-from stages.hashing import text_hash, value_hash
+from stages.hashing import value_hash
 from stages.settings import Settings, describe
 
 
@@ -47,8 +47,8 @@ class Prompt(Settings):
 
     @property
     def id(self) -> str:
-        """First 16 hex digits of the text's hash."""
-        return text_hash(self.text)[:16]
+        """First 16 hex digits of the hash of what is asked: route, roles and text."""
+        return value_hash(self.request())[:16]
 
     def request(self) -> tuple[str, dict[str, Any]]:
         """The OpenAI route this prompt goes to and the part of the body that carries it."""
@@ -64,7 +64,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         InputError: file missing, empty, or a line that is no prompt (the line's number and fault are named).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); give a JSONL file of prompts") from error
     prompts = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -87,16 +87,16 @@ def _parse(line: str, where: str) -> Prompt:
 
 
 def prompts_hash(prompts: list[Prompt]) -> str:
-    """Hash of a list of prompts, order included."""
-    return value_hash([prompt.id for prompt in prompts])
+    """Hash of a list of prompts with their kinds and sources, order included."""
+    return value_hash([prompt.model_dump() for prompt in prompts])
 
 
 def refuse_overlap(training: list[Prompt], heldout: list[Prompt]) -> None:
     """Raises InputError if a held-out prompt, or a file held-out prompts were made from, is also training material."""
-    known = {prompt.id for prompt in training}
+    known = {prompt.text for prompt in training}
     sources = {prompt.source for prompt in training if prompt.source}
     for prompt in heldout:
-        if prompt.id in known:
+        if prompt.text in known:
             raise InputError(f"held-out prompt {prompt.id} ({prompt.source or prompt.kind}) is also a training prompt")
         if prompt.source in sources:
             raise InputError(f"held-out prompts from {prompt.source} share their source file with training prompts")
@@ -106,8 +106,15 @@ def sample(prompts: list[Prompt], per_kind: int | None, seed: int) -> list[Promp
     """A seeded sample of at most ``per_kind`` prompts of each kind, in the file's order; all of them when None."""
     if per_kind is None:
         return prompts
-    chosen: set[str] = set()
+    chosen: set[int] = set()
     for kind in sorted({prompt.kind for prompt in prompts}):
-        ids = [prompt.id for prompt in prompts if prompt.kind == kind]
-        chosen.update(random.Random(f"{seed}-{kind}").sample(ids, min(per_kind, len(ids))))
-    return [prompt for prompt in prompts if prompt.id in chosen]
+        places = [place for place, prompt in enumerate(prompts) if prompt.kind == kind]
+        chosen.update(random.Random(f"{seed}-{kind}").sample(places, min(per_kind, len(places))))
+    return [prompts[place] for place in sorted(chosen)]
+
+
+def draw(prompts: list[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """A seeded sample of ``count`` prompts over the whole file, in its order; all of them when None."""
+    if count is None or count >= len(prompts):
+        return prompts
+    return [prompts[place] for place in sorted(random.Random(seed).sample(range(len(prompts)), count))]

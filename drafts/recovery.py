@@ -155,6 +155,8 @@ class Trainer:
         self.settings, self.folder = settings, folder
         precision = settings.mixed_precision
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        if self.accelerator.num_processes > 1:
+            raise InputError("recover: runs in one process; start it without 'accelerate launch'")
         torch.manual_seed(settings.seed)
         model, self.tokenizer = load_target(pruned, dtype="float32")
         if settings.method == "lora":
@@ -216,22 +218,31 @@ class Trainer:
         return float(loss.detach())
 
     def train(self, examples: Sequence[Example]) -> None:
-        """Trains until the budget is used up; checkpoints on the way."""
+        """Trains until the budget is used up; checkpoints on the way, when interrupted, and at the end."""
+        try:
+            self._train(examples)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        self.save()
+
+    def _train(self, examples: Sequence[Example]) -> None:
         settings, position = self.settings, self.position
         teacher = Teacher(self.teacher_model, int(settings.teacher_cache_gib * 2**30)) if self.needs_teacher else None
         saved = last = time.monotonic()
-        with progress("recovery", settings.tokens, "tokens", done=position.tokens) as advance:
+        with progress("recovery", 100, "%", done=100 * self.done()) as advance:
             while self.done() < 1:
                 epoch = batches(examples, settings.batch_tokens, settings.prompt_weight, settings.seed, position.epoch)
                 for number, batch in enumerate(epoch):
                     if number < position.batch:
                         continue
+                    before = self.done()
                     loss = self.step(batch, teacher)
                     now = time.monotonic()
                     position.seconds, last = position.seconds + now - last, now
                     position.tokens, position.batch = position.tokens + batch.num_tokens, number + 1
                     self.losses.append((position.tokens, round(loss, 4)))
-                    advance(batch.num_tokens, note=f"loss {loss:.3f}")
+                    advance(100 * (self.done() - before), note=f"loss {loss:.3f}, {position.tokens:,} positions")
                     if now - saved > settings.checkpoint_every_s:
                         self.save()
                         saved = time.monotonic()
@@ -245,6 +256,25 @@ class Trainer:
         return model.merge_and_unload() if self.settings.method == "lora" else model
 
 
+def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
+    """The records that ``distill`` wrote.
+
+    Raises:
+        InputError: there are none, or another target's answers are among them.
+    """
+    records = read_data(data / DATA)
+    if not records:
+        raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' first")
+    for number, record in enumerate(records, 1):
+        answered_by = record.get("target_sha256", target_hash)
+        if answered_by != target_hash:
+            raise InputError(
+                f"{data / DATA}, line {number}: answered by the target {answered_by[:12]}, not by {target_hash[:12]}; "
+                "run 'understudy distill' with this target"
+            )
+    return records
+
+
 def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings) -> None:
     """Trains the pruned model on the target's answers and writes the draft's checkpoint to ``out``.
 
@@ -256,16 +286,16 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     plan = load_plan(pruned)
     target_hash = checkpoint_hash(target)
     plan.check_target(target_hash, str(pruned / "plan.json"))
+    records = read_answers(data, target_hash)
     inputs = {"target": target_hash, "pruned": checkpoint_hash(pruned), "data": file_hash(data / DATA)}
     run = Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return
-    with publish(out, keep_partial=True) as folder:
+    with publish(out, keep_partial=True, stage=run.stage) as folder:
         if not run.is_current(folder):
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         run.write(folder)
         trainer = Trainer(target, pruned, folder, settings)
-        records = read_data(data / DATA)
         training, kept_out = split_examples(records, trainer.tokenizer, settings.max_length, settings.check_share)
         trainer.restore()
         trainer.train(training)
@@ -275,10 +305,10 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         config = read_json(pruned / "config.json", "run 'understudy prune' again")
         write_checkpoint(trainer.finished().to(trainer.teacher_model.dtype), target, folder, config)
         shutil.copy2(pruned / "plan.json", folder / "plan.json")
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         curve = trainer.losses[:: max(1, len(trainer.losses) // 200)]
         run.write(folder, figures=figures, position=asdict(trainer.position), losses=curve)
         package(target, folder, data)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     log(
         f"{out}: overlap {figures.get('overlap', float('nan')):.3f}, agreement {figures.get('agreement', float('nan')):.3f}"
     )

@@ -40,10 +40,9 @@ class Teacher:
         hidden = self._decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         for row, index in enumerate(batch.indices):
             length = int(batch.columns_N[batch.rows_N == row].max()) + 1
-            states = hidden[row, :length].cpu().clone()
-            size = states.numel() * states.element_size()
+            size = length * hidden.shape[-1] * hidden.element_size()
             if index not in self._cache and size <= self._free:
-                self._cache[index] = states
+                self._cache[index] = hidden[row, :length].cpu().clone()
                 self._free -= size
         return hidden
 

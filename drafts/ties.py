@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drafts.distilling import rendered
+from drafts.encoding import prompt_ids
 from drafts.exact import ExactTarget
 from drafts.prompts import Prompt
 
@@ -34,7 +34,7 @@ def judge_differences(
     judged = []
     for record in records:
         kept = {key: record[key] for key in ("method", "prompt_id", "kind", "concurrency")}
-        prompt = encode(rendered(prompts[record["prompt_id"]], tokenizer))
+        prompt = tuple(prompt_ids(prompts[record["prompt_id"]], tokenizer))
         end = (tokenizer.eos_token_id,)
         found = exact.difference(prompt, encode(record["plain_text"]) + end, encode(record["text"]) + end)
         judged.append({**kept, **(asdict(found) if found else {}), "tie": found.tie if found else None})

@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from drafts.distilling import rendered
 from drafts.distribution import Prefix, build_cells, detectable_distance, goodness_of_fit, rounding_noncentrality
+from drafts.encoding import prompt_ids
 from drafts.exact import ExactTarget
 from drafts.prompts import read_prompts, sample
 from drafts.verdict import GreedyResult, SampledResult, VerifyReport
@@ -31,7 +31,7 @@ from pruning.checkpoint import load_tokenizer
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
 from server.pair import Pair, read_pair
-from server.sampling_check import complete, measure_sampling
+from server.sampling_check import NEUTRAL, complete, measure_sampling
 from stages.errors import CheckFailed, InputError
 from stages.progress import log, progress
 from stages.settings import Settings
@@ -56,7 +56,7 @@ class VerifySettings(Settings):
     greedy_tokens: int = Field(default=64, ge=1)
     num_samples: int = Field(default=4096, ge=256, description="sampled continuations for each temperature")
     sampled_tokens: int = Field(default=4, ge=2, description="tokens of each; those after the first are judged")
-    temperatures: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
     false_alarm_rate: float = Field(default=1e-4, gt=0, lt=0.5, description="of all the chi-square tests together")
     power: float = Field(default=0.99, gt=0, lt=1)
     sequences_per_request: int = Field(default=64, ge=1)
@@ -125,7 +125,7 @@ def read_prompted(pair: Pair, settings: VerifySettings) -> list[Prompted]:
         limit = pair.serving.max_model_len
         raise InputError(f"greedy_tokens {settings.greedy_tokens}: must be below the pair's max_model_len, {limit}")
     chosen = sample(read_prompts(settings.prompts), settings.prompts_per_kind, settings.seed)
-    tokens = [tokenizer(rendered(prompt, tokenizer), add_special_tokens=False)["input_ids"] for prompt in chosen]
+    tokens = [prompt_ids(prompt, tokenizer) for prompt in chosen]
     return [Prompted(prompt.id, tuple(ids[-room:])) for prompt, ids in zip(chosen, tokens, strict=True)]
 
 
@@ -166,15 +166,24 @@ def compare_greedy(
 def judge_samples(
     target: ExactTarget, prompt: Prompted, temperature: float, samples: Sequence[Prefix], settings: VerifySettings
 ) -> SampledResult:
-    """Tests samples of a prompt against the target's exact distribution."""
+    """Tests samples of a prompt against the target's exact distribution.
+
+    Raises:
+        InputError: the target is so certain of what follows the prompt that there is nothing to test.
+    """
     exact = target.next_probabilities(prompt.tokens, temperature)
     rounded = target.next_probabilities(prompt.tokens, temperature, "bfloat16")
     cells = build_cells(exact, settings.sampled_tokens, len(samples))
     probabilities = cells.probabilities(exact)
     allowance = ROUNDING_ALLOWANCE * rounding_noncentrality(len(samples), probabilities, cells.probabilities(rounded))
     fit = goodness_of_fit((cells.cell_of(output) for output in samples), probabilities, allowance)
+    if not fit.df:
+        raise InputError(
+            f"prompt {prompt.name}: its continuations at temperature {temperature:g} are too certain to be tested with "
+            f"{len(samples)} samples; raise num_samples or temperatures, or put another prompt first"
+        )
     rate = settings.false_alarm_rate / len(settings.temperatures)
-    detectable = detectable_distance(len(samples), fit.df, rate, settings.power, allowance) if fit.df else 1.0
+    detectable = detectable_distance(len(samples), fit.df, rate, settings.power, allowance)
     return SampledResult(temperature, len(samples), fit, allowance, rate, settings.power, detectable)
 
 
@@ -186,7 +195,7 @@ def _engine(
     engine = EngineSettings(
         model=pair.target, served_model_name=MODEL, speculative_config=speculative_config,
         max_model_len=pair.serving.max_model_len, log_file=settings.log_folder / f"engine-{name}.log",
-        environment=settings.engine_environment,
+        environment=settings.engine_environment, enforce_eager=pair.serving.enforce_eager,
     )  # fmt: skip
     log(f"starting the engine ({name})")
     with LocalEngine(engine) as running:
@@ -208,6 +217,6 @@ def _ask_all(
 def _complete(url: str, model: str, prompt: Prefix, body: dict[str, Any], timeout_s: float) -> list[Prefix]:
     """The tokens of each continuation; the end of the text is ignored, so that all have one length."""
     asked = {"model": model, "prompt": list(prompt), **body}
-    fixed = {"ignore_eos": True, "return_token_ids": True, "repetition_penalty": 1.0}
+    fixed = {"ignore_eos": True, "return_token_ids": True, **NEUTRAL}
     answer = complete(url, {**asked, **fixed}, timeout_s)
     return [tuple(choice["token_ids"]) for choice in answer["choices"]]

@@ -105,7 +105,7 @@ def score(target: Path, files: Sequence[Path], out: Path, settings: ScoreSetting
     run = score_run(target, files, settings)
     selection.check_keep(checkpoint.load_config(target).num_hidden_layers, settings.keep)
     measured = measure_scores(target, files, settings, settings.scores, settings.keep)
-    with publish(out) as folder:
+    with publish(out, stage=run.stage) as folder:
         write_text(folder / SCORES_FILE, measured.to_json())
         run.write(folder)
     return measured
@@ -138,7 +138,7 @@ def _scores_for(target: Path, sha256: str, settings: PruneSettings, path: Path |
 def _write(target: Path, made: DepthPlan, measured: Scores | None, run: Run, out: Path) -> DepthPlan:
     """Carries a plan out and publishes the checkpoint with plan.json, run.json and, where it scored, scores.json."""
     model = checkpoint.load_layers(target, made.kept_layers)
-    with publish(out) as folder:
+    with publish(out, stage=run.stage) as folder:
         checkpoint.write_checkpoint(model, target, folder, checkpoint.cut_config_of(target, made.kept_layers))
         made.save(folder / plan.FILE)
         if measured is not None:

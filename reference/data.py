@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -94,8 +93,3 @@ class Windows:
             start = 0
         self.state[name][1] = start + self.length
         return self._epoch(name)[start : start + self.length + 1].astype(np.int64)
-
-
-def save_tokens(path: Path, documents: list[np.ndarray]) -> None:
-    """Writes documents joined as one uint16 ``.npy`` file."""
-    np.save(path, np.concatenate(documents))

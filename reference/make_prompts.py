@@ -65,11 +65,13 @@ def choose(records: list[dict[str, Any]], count: int, seed: str, used: set[str])
 
 
 def make(files: list[SourceFile], split: str, num_code: int, num_chat: int, used: set[str]) -> list[dict[str, Any]]:
-    """Prompts of one split, from standard-library files only, none of them ``used`` by another split."""
+    """Prompts of one split, mixed, from standard-library files only, none of them ``used`` by another split."""
     chosen = [file for file in files if file.split == split and file.name.startswith("stdlib/")]
     code = [record for file in chosen for record in code_prompts(file)]
-    coded = choose(code, num_code, f"code-{split}", used)
-    return coded + choose(chat_prompts(chosen), num_chat, f"chat-{split}", used)
+    made = choose(code, num_code, f"code-{split}", used)
+    made += choose(chat_prompts(chosen), num_chat, f"chat-{split}", used)
+    random.Random(f"order-{split}").shuffle(made)
+    return made
 
 
 def main(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -329,6 +330,12 @@ def train(
     save_every_s: float = 300.0,
 ) -> None:  # fmt: skip
     """Trains (or resumes) into ``out``: checkpoint.pt while it runs, then the Hugging Face folder ``out/target``."""
+    if start_from is not None:
+        used = [leg["settings"]["seed"] for leg in read_legs(start_from)]
+        if settings.seed in used:
+            raise SystemExit(
+                f"--seed {settings.seed}: used by an earlier leg ({used}); its windows would be seen again"
+            )
     out.mkdir(parents=True, exist_ok=True)
     corpus = prepare(start_from)
     print({name: sum(map(len, rows)) for name, rows in corpus.training.items()}, "training tokens", flush=True)
@@ -358,16 +365,26 @@ def train(
     write_target(out, training, start_from)
 
 
+def read_legs(target: Path) -> list[dict[str, Any]]:
+    """The legs that a finished target was trained in: settings and log of each."""
+    legs: list[dict[str, Any]] = json.loads((target / "training.json").read_text(encoding="utf-8"))["legs"]
+    return legs
+
+
 def write_target(out: Path, training: Training, start_from: Path | None) -> None:
     """Writes the model, its tokenizer, the corpus' hashes and the record of all legs."""
     training.model.config._attn_implementation = "sdpa"
     training.model.save_pretrained(out / "target")
-    training.corpus.tokenizer.save_pretrained(out / "target")
+    if start_from is None:
+        training.corpus.tokenizer.save_pretrained(out / "target")
+    else:
+        for path in [*start_from.glob("token*"), *start_from.glob("chat_template*")]:
+            shutil.copyfile(path, out / "target" / path.name)
     hashes = {file.name: {"split": file.split, "sha256": file.sha256} for file in training.corpus.files}
     (out / "files.json").write_text(json.dumps(hashes, indent=0))
     legs = [{"settings": asdict(training.settings), "log": training.log}]
     if start_from is not None:
-        legs = json.loads((start_from / "training.json").read_text(encoding="utf-8"))["legs"] + legs
+        legs = read_legs(start_from) + legs
     (out / "target" / "training.json").write_text(json.dumps({"legs": legs}))
 
 
@@ -381,12 +398,18 @@ def main(
     adam_lr: float = typer.Option(TrainingSettings.adam_lr, help="highest learning rate of embeddings and norms"),
     decay_share: float = typer.Option(TrainingSettings.decay_share, help="share of the steps in which the rates fall"),
     ditto_share: float = typer.Option(TrainingSettings.ditto_share, help="share of DITTO rows while the rates fall"),
+    ditto_lambda: float = typer.Option(
+        TrainingSettings.ditto_lambda, help="chance of a repetition over the one before"
+    ),
+    ditto_weight: float = typer.Option(TrainingSettings.ditto_weight, help="weight of the DITTO loss"),
+    warmup_steps: int = typer.Option(TrainingSettings.warmup_steps, help="steps in which the rates rise"),
     compile_model: bool = typer.Option(True, help="torch.compile the layers and the loss (needs a C++ compiler)"),
 ) -> None:
     """Train the reference target; run the same command again to resume."""
     settings = TrainingSettings(
         seed=seed, tokens_short=tokens_short, tokens_long=tokens_long, muon_lr=muon_lr, adam_lr=adam_lr,
-        decay_share=decay_share, ditto_share=ditto_share,
+        decay_share=decay_share, ditto_share=ditto_share, ditto_lambda=ditto_lambda, ditto_weight=ditto_weight,
+        warmup_steps=warmup_steps,
     )  # fmt: skip
     train(out, settings, start_from, compile_model)
 

@@ -56,7 +56,8 @@ def leg_line(number: int, leg: dict[str, Any]) -> str:
     settings = leg["settings"]
     return (
         f"| {number} | {settings['tokens_short']:,} + {settings['tokens_long']:,} | {settings['seed']} | "
-        f"{settings['muon_lr']} / {settings['adam_lr']} | {settings['decay_share']:.0%} | {settings['ditto_share']:.0%} |"
+        f"{settings['muon_lr']} / {settings['adam_lr']} | {settings['decay_share']:.0%} | "
+        f"{settings['ditto_share']:.0%}, {settings['ditto_lambda']}, {settings['ditto_weight']} |"
     )
 
 
@@ -70,8 +71,8 @@ def card(record: dict[str, Any], legs: Sequence[dict[str, Any]]) -> str:
     return f"""# Reference target
 
 A Llama of 24 layers, hidden size 192, 6 query and 2 key-value heads, 10.2 M parameters, bf16, byte-level BPE of 4,096
-tokens with a chat template. Deep and narrow, so that a draft of one or two layers costs on a CPU engine what it costs a
-large model on a GPU. It writes plausible Python and docstrings; it knows nothing.
+tokens with a chat template. Deep and narrow, so that a draft of one or two layers costs a small
+share of a step on a CPU engine, as it does for a large model on a GPU. It writes plausible Python and docstrings; it knows nothing.
 
 | held-out files and prompts | |
 |---|---|
@@ -87,7 +88,7 @@ from it {parts["chat"]:.0%}, dependencies {parts["dependencies"]:.0%}) with Muon
 each with its own warm-up and decay to zero and, while the rates fall, the DITTO loss (arXiv 2206.02369) on a share of
 the rows. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
 
-| leg | tokens in windows of 256 + 512 | seed | rates Muon / AdamW | decay | DITTO rows |
+| leg | tokens in windows of 256 + 512 | seed | rates Muon / AdamW | decay | DITTO: rows, lambda, weight |
 |---|---|---|---|---|---|
 {rows}
 

@@ -15,7 +15,8 @@ class Missing(enum.Enum):
     """Why a request that should have an acceptance record has none."""
 
     ABSENT = "absent"
-    """The engine gave none: several sequences in one request, or an engine without per-request records."""
+    """The engine gave none: several sequences in one request, an answer that ended at a stop string (its usage is cut
+    back to what was kept, too), a route without records (``/v1/responses``), or an engine without per-request records."""
     MALFORMED = "malformed"
     """There was one, and it was not understood."""
     CANCELLED = "cancelled"

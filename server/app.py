@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ ROUTES = (
     Route("/v1/chat/completions", "chat", generates=True),
     Route("/v1/completions", "completions", generates=True),
     Route("/v1/embeddings", "embeddings", generates=False),
-    Route("/v1/responses", "responses", generates=False),
+    Route("/v1/responses", "responses", generates=False, unrecorded=True),
 )
 """What is relayed. Nothing else of the engine can be reached through the gateway."""
 
@@ -62,9 +63,13 @@ class Gateway:
         return Response(self.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def models(self, request: Request) -> Response:
-        """The engine's list of models."""
+        """The engine's list of models; asked for briefly, so nobody watches whether the client leaves meanwhile."""
+        wait_s = self.settings.ready_timeout_s
         try:
-            return await self._models()
+            async with asyncio.timeout(wait_s):
+                return await self._models()
+        except TimeoutError:
+            return errors.response(errors.Refusal(504, f"the engine was silent for {wait_s:g} s", "engine_timeout"))
         except (errors.Refusal, EngineFailed) as error:
             return errors.response(error if isinstance(error, errors.Refusal) else BROKEN)
 

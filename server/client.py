@@ -1,14 +1,20 @@
-"""The client's side of a request, in plain ASGI: reading the body, noticing that the client left, answering."""
+"""The client's side of a request, in plain ASGI: reading the body, noticing that the client left, answering.
+
+A known limit: uvicorn stops reading from a client that has sent its next request already (pipelining), so that such a
+client has left is noticed only when its answer can no longer be written.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from server.errors import Refusal, error_body, error_event, error_headers
+
+Result = TypeVar("Result")
 
 SWALLOWED = 4
 """How many times the largest allowed body is read and thrown away, so that the client gets to read its 413."""
@@ -56,19 +62,20 @@ async def _collect(receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float, cut: asyncio.Event) -> bytes:
     """The whole request body.
 
     Raises:
         Refusal: 413 when it is larger than ``limit`` bytes, 408 when it does not arrive within ``timeout_s``.
         ClientGone: when the client left before the end of it.
+        Cut: when ``cut`` was set before the end of it.
     """
     declared = header(scope, b"content-length") or ""
     if declared.isdigit() and int(declared) > SWALLOWED * limit:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(timeout_s):
-            return await _collect(receive, limit)
+            return await _unless(_collect(receive, limit), {Cut: cut.wait()})
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {timeout_s:g} s", "body_timeout") from None
 
@@ -78,21 +85,28 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(receive: Receive, cut: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def unless_gone(receive: Receive, cut: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
     """Carries out ``work``, but cancels it the moment the client leaves, or when ``cut`` is set.
 
     Raises:
         ClientGone: after ``work`` has been cancelled and its clean-up has run.
         Cut: likewise.
     """
+    return await _unless(work, {ClientGone: _until_gone(receive), Cut: cut.wait()})
+
+
+async def _unless(
+    work: Coroutine[Any, Any, Result], ends: Mapping[type[Exception], Coroutine[Any, Any, object]]
+) -> Result:
+    """Carries out ``work``, but cancels it the moment one of ``ends`` comes, and raises what that stands for."""
     working = asyncio.ensure_future(work)
-    leaving, cutting = asyncio.ensure_future(_until_gone(receive)), asyncio.ensure_future(cut.wait())
-    tasks = (working, leaving, cutting)
+    ending = {asyncio.ensure_future(end): error for error, end in ends.items()}
+    tasks = (working, *ending)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone if leaving.done() else Cut
-        working.result()
+            raise next(error for task, error in ending.items() if task.done())
+        return working.result()
     finally:
         for task in tasks:
             task.cancel()

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from server.asking import NO_ANSWER, open_directly
 from server.engine_command import EngineSettings, command, environment
 from server.pair import check_speculation
 from stages.errors import EngineError, InputError
@@ -64,9 +64,9 @@ def choose_port(wanted: int | None) -> int:
 def answers(url: str) -> bool:
     """True when the engine at ``url`` says that it is healthy."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=2) as response:
+        with open_directly(f"{url.rstrip('/')}/health", timeout_s=2) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError):
+    except NO_ANSWER:
         return False
 
 

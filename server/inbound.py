@@ -24,7 +24,9 @@ class Route:
     name: str
     """Label `route` of the metrics."""
     generates: bool
-    """True where answers are sampled: usage, acceptance and ``[DONE]`` are expected."""
+    """True where usage, acceptance and ``[DONE]`` are expected."""
+    unrecorded: bool = False
+    """True where answers are sampled too, but tell nothing of speculation: each counts as a missing record."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class Metrics:
         self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted")
         self._missing = self._counter(
             "acceptance_records_missing",
-            "Requests without an acceptance record; their steps are in the engine's counters only", "reason",
+            "Requests without an acceptance record (absent: n > 1, ended at a stop string, /v1/responses); "
+            "their steps are in the engine's counters only", "reason",
         )  # fmt: skip
         self._ttft = self._histogram("time_to_first_token_seconds", "Headers to first chunk of a stream", TTFT_S)
         self._tpot = self._histogram("time_per_output_token_seconds", "(e2e - ttft) / (output tokens - 1)", TOKEN_S)

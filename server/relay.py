@@ -64,7 +64,8 @@ class Relay:
             with self._door.enter():
                 check_content_type(scope)
                 settings = self._settings
-                body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout_s)
+                limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s
+                body = await read_body(scope, receive, limit, timeout_s, self._door.cut)
                 exchange.admitted_s = exchange.clock()
                 inbound = check(self._route, body, settings.max_sequences)
                 exchange.num_sequences = inbound.num_sequences
@@ -82,7 +83,7 @@ class Relay:
         return self._door.shutting_down() if isinstance(error, Cut) else BROKEN
 
     async def _exchange(self, inbound: Inbound, reply: Reply, exchange: Exchange) -> None:
-        exchange.record_due = self._route.generates
+        exchange.record_due = self._route.generates or self._route.unrecorded
         response = await exchange.wait(self._upstream.send("POST", self._route.path, inbound.body))
         try:
             if is_stream(response):

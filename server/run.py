@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
+from server import asking
 from server.app import create_app
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
@@ -18,13 +21,15 @@ from server.engine_command import EngineSettings
 from server.pair import Pair
 from server.sampling_check import check_engine
 from server.settings import GatewaySettings
-from stages.errors import InputError
+from stages.errors import EngineError, InputError
 from stages.progress import log
 
 WATCH_S = 0.5
 BACKLOG = 2048
-DRAIN_POLL_S = 0.05
+POLL_S = 0.05
 REACH_S = 1.0
+DEATH_S = 1.0
+"""How long an engine that stopped answering gets to be found dead."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,14 +81,18 @@ def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
     )
 
 
-async def _check_sampling(url: str, model: str) -> None:
-    """Refuses an engine that does not sample as its target does.
+async def _check_sampling(url: str, settings: GatewaySettings) -> None:
+    """Refuses an engine that does not sample as its target does. Nobody waits for the check once this is cancelled.
 
     Raises:
         CheckFailed: it does not.
+        EngineError: it cannot be asked.
     """
     log("engine: checking that sampling follows the target")
-    check = await asyncio.to_thread(check_engine, url, model)
+    key = settings.engine_api_key
+    options = {"api_key": key.get_secret_value() if key is not None else None}
+    work = partial(check_engine, url, settings.served_model_name, **options)
+    check = await asyncio.wrap_future(asking.start(work))
     log(f"engine: {check.line()}")
 
 
@@ -168,7 +177,7 @@ class Service:
         else:
             await _reach(url)
         if self._check_sampling:
-            await _check_sampling(url, self._settings.served_model_name)
+            await self._check(url)
         self._door.phase = Phase.SERVING
         draft = self._settings.draft_name or "none"
         log(f"gateway: ready, serving {self._settings.served_model_name} (draft: {draft})")
@@ -177,16 +186,33 @@ class Service:
             if self._engine is not None:
                 self._engine.check_alive()
 
+    async def _check(self, url: str) -> None:
+        """The sampling check; an engine that dies of it is told of with its last lines."""
+        try:
+            await _check_sampling(url, self._settings)
+        except EngineError as error:
+            await self._find_dead("while its sampling was checked")
+            name = self._settings.served_model_name
+            hint = "give its name with --model, or serve without the check with --allow-faulty-sampling"
+            raise EngineError(f"the sampling of model {name!r} cannot be checked ({error}); {hint}") from error
+
+    async def _find_dead(self, when: str) -> None:
+        """Raises EngineError with the last lines of a local engine that has just died."""
+        deadline = time.monotonic() + DEATH_S
+        while self._engine is not None and time.monotonic() < deadline:
+            self._engine.check_alive(when)
+            await asyncio.sleep(POLL_S)
+
     async def _drain(self, server: Server) -> None:
         """Takes no more requests and lets the running ones end; a second signal cuts them."""
         self._door.phase = Phase.DRAINING
         drain_s = self._settings.drain_s
         if self._door.running:
             log(f"gateway: up to {drain_s:g} s for {self._door.running} running requests; Ctrl-C again cuts them")
-        for _ in range(int(drain_s / DRAIN_POLL_S)):
+        for _ in range(int(drain_s / POLL_S)):
             if not self._door.running or self._hurry.is_set():
                 break
-            await asyncio.sleep(DRAIN_POLL_S)
+            await asyncio.sleep(POLL_S)
         self._door.cut.set()
         server.should_exit = True
 
@@ -225,7 +251,7 @@ def serve(
         settings: with ``engine_url`` for an engine that runs elsewhere.
         pair: what a local engine serves; needed without ``engine_url``, and optional beside it (names, figures).
         log_file: the local engine's log; needed with a local engine.
-        allow_faulty_sampling: let an engine in that fails the sampling check.
+        allow_faulty_sampling: leave out the sampling check, which engines with a draft and engines elsewhere must pass.
         make_engine: how a local engine is made.
 
     Raises:
@@ -241,7 +267,7 @@ def serve(
         if pair is None or log_file is None:
             raise InputError("nothing to serve: give a pair or the URL of an engine")
         engine = make_engine(engine_settings(pair, log_file))
-    check = settings.draft_name is not None and not allow_faulty_sampling
+    check = not allow_faulty_sampling and (settings.draft_name is not None or engine is None)
     asyncio.run(_serve(settings, engine, check))
 
 

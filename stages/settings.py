@@ -59,6 +59,11 @@ def validate(cls: type[SettingsType], values: Any, source: str) -> SettingsType:
 
 def read_yaml(path: Path, cls: type[SettingsType]) -> SettingsType:
     """Reads a YAML file into settings; InputError names the file, the line or the key."""
+    return validate(cls, read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a YAML file that must hold keys and values; InputError names the file or the line."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -71,4 +76,4 @@ def read_yaml(path: Path, cls: type[SettingsType]) -> SettingsType:
         raise InputError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of keys to values, found {type(values).__name__}")
-    return validate(cls, values, str(path))
+    return values

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from tests.integration.conftest import Served, metric, wait_for
+from tests.integration.serve_pair import MAX_NUM_SEQS
 
 pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
 
@@ -55,9 +56,10 @@ def test_the_engine_stops_when_the_client_leaves(served: Served, stream: bool, r
 def test_clients_that_leave_the_engines_queue(served: Served) -> None:
     served.settle()
     gone = metric(served.url, "understudy_requests_total", status="client_gone")
-    connections = [send(served, stream=index % 2 == 0) for index in range(12)]
-    wait_for("all are under way", lambda: metric(served.url, "understudy_requests_in_flight") == 12)
+    connections = [send(served, stream=index % 2 == 0) for index in range(MAX_NUM_SEQS + 4)]
+    wait_for("all are under way", lambda: metric(served.url, "understudy_requests_in_flight") == MAX_NUM_SEQS + 4)
+    wait_for("some are queued", lambda: metric(served.engine_url, "vllm:num_requests_waiting") > 0)
     for connection in connections:
         connection.close()
     served.settle()
-    assert metric(served.url, "understudy_requests_total", status="client_gone") == gone + 12
+    assert metric(served.url, "understudy_requests_total", status="client_gone") == gone + MAX_NUM_SEQS + 4

@@ -56,6 +56,14 @@ def test_the_gain_that_is_asked_for_decides() -> None:
     assert choose(useful, ChooseSettings(min_gain=best)).num_speculative_tokens is None
 
 
+def test_no_step_is_promised_to_be_cheaper_than_a_plain_one() -> None:
+    """The line through 30 and 38 ms at K = 5 and 6 is negative at K = 1."""
+    costs = (cost(0, 0.028), cost(5, 0.030), cost(6, 0.038))
+    accepted = (Acceptance(kind="code", temperature=0.0, histogram=(50, 50, 0, 0, 0, 0, 0)),)
+    choice = choose(Measurements(concurrency=1, costs=costs, acceptances=accepted), ChooseSettings())
+    assert max(speedup for _, speedup in choice.predicted) == pytest.approx(1.5)
+
+
 def test_measurements_that_cannot_decide_are_refused() -> None:
     with pytest.raises(InputError, match="no steps"):
         choose(measurements((0, 0, 0, 0)), ChooseSettings())

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from drafts.prompts import Prompt, read_prompts, refuse_overlap, sample
+from drafts.prompts import Prompt, draw, prompts_hash, read_prompts, refuse_overlap, sample
 from stages.errors import InputError
 
 
@@ -55,6 +55,34 @@ def test_a_sample_is_seeded_and_by_kind() -> None:
     assert chosen == sample(prompts, 3, seed=1)
     assert chosen != sample(prompts, 3, seed=2)
     assert sample(prompts, None, seed=1) == prompts
+
+
+def test_a_sample_holds_as_many_as_asked_for_where_texts_repeat() -> None:
+    prompts = [Prompt(prompt="hi")] * 50 + [Prompt(prompt="other")]
+    assert len(sample(prompts, 8, seed=0)) == 8
+
+
+def test_a_drawn_part_is_seeded_and_spread_over_the_file() -> None:
+    prompts = [Prompt(prompt=str(i)) for i in range(100)]
+    drawn = [int(prompt.prompt or "") for prompt in draw(prompts, 20, seed=1)]
+    assert drawn == sorted(drawn)
+    assert max(drawn) > 60
+    assert drawn == [int(prompt.prompt or "") for prompt in draw(prompts, 20, seed=1)]
+    assert draw(prompts, None, seed=1) == draw(prompts, 100, seed=1) == prompts
+
+
+def test_text_and_chat_of_the_same_words_are_different_prompts_of_equal_text() -> None:
+    text, chat = Prompt(prompt="hi"), Prompt.model_validate({"messages": [{"role": "user", "content": "hi"}]})
+    assert text.id != chat.id
+    assert prompts_hash([text]) != prompts_hash([text.model_copy(update={"kind": "other"})])
+    with pytest.raises(InputError, match="also a training prompt"):
+        refuse_overlap([text], [chat])
+
+
+def test_line_separators_inside_a_string_do_not_end_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a\u2028b\u0085c"}\n\n{"prompt": "d"}\n', encoding="utf-8")
+    assert [prompt.prompt for prompt in read_prompts(file)] == ["a\u2028b\u0085c", "d"]
 
 
 def test_the_shipped_prompts_are_enough_and_do_not_overlap() -> None:

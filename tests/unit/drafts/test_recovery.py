@@ -94,8 +94,8 @@ def test_a_draft_folder_is_a_plain_checkpoint_bound_to_its_target(made: dict[str
 def test_recovery_resumes_to_the_same_weights(
     made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = RECOVER.model_copy(update={"checkpoint_every_s": 1e-6})
-    run(made, tmp_path / "whole", settings)
+    """An interruption saves what was trained so far."""
+    run(made, tmp_path / "whole")
     steps, real = 0, Trainer.step
 
     def interrupted(self: Trainer, batch: object, teacher: object) -> float:
@@ -107,10 +107,11 @@ def test_recovery_resumes_to_the_same_weights(
 
     monkeypatch.setattr(recovery.Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(made, tmp_path / "halved", settings)
+        run(made, tmp_path / "halved")
     assert not (tmp_path / "halved").exists()
     monkeypatch.setattr(recovery.Trainer, "step", real)
-    run(made, tmp_path / "halved", settings)
+    run(made, tmp_path / "halved")
+    assert not (tmp_path / "halved" / recovery.CHECKPOINT).exists()
     whole, halved = load_model(tmp_path / "whole"), load_model(tmp_path / "halved")
     for (name, a), b in zip(whole.named_parameters(), halved.parameters(), strict=True):
         # Muon's bfloat16 iteration turns the last bit of a sum into 1e-4; a lost state or batch moves weights by 1e-2.

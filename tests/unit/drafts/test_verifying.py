@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from drafts.distribution import Prefix
+from drafts import verifying
+from drafts.distribution import OTHER, Prefix
 from drafts.exact import Difference, ExactTarget
 from drafts.verdict import GreedyResult, SampledResult, VerifyReport
 from drafts.verifying import (
@@ -23,6 +28,7 @@ from drafts.verifying import (
     verify,
 )
 from pruning.checkpoint import load_model
+from server.engine_command import EngineSettings
 from server.pair import read_pair
 from server.sampling_check import SAMPLINGS, Deviation, SamplingCheck
 from stages.errors import CheckFailed, InputError
@@ -102,6 +108,15 @@ def test_another_token_than_the_targets_is_no_tie(folder: Path, target: ExactTar
     assert difference.gap == pytest.approx(difference.lag)
 
 
+def test_an_output_that_ends_before_the_other_is_no_tie(folder: Path, target: ExactTarget) -> None:
+    output = greedy(folder, 8)
+    for pair, ends in (((output, output[:5]), (output[5], OTHER)), ((output[:5], output), (OTHER, output[5]))):
+        result = compare_greedy(target, [PROMPT], [pair[0]], [pair[1]])
+        ((_, difference),) = result.differences
+        assert (difference.position, difference.tokens, difference.tie) == (5, ends, False)
+        assert "differs at token 5" in result.lines()[1]
+
+
 @pytest.mark.parametrize(("lag", "tie"), [(0.0, True), (0.02, True), (0.021, False), (3.0, False)])
 def test_a_tie_lies_within_what_two_runs_can_round(lag: float, tie: bool) -> None:
     assert Difference(0, (1, 2), gap=lag, lag=lag, rounding=0.01).tie == tie
@@ -141,6 +156,37 @@ def test_results_of_several_tests_share_the_false_alarm_rate(folder: Path, targe
     settings = settings_for(folder, temperatures=(1.0, 0.5), false_alarm_rate=1e-3)
     result: SampledResult = judge_samples(target, PROMPT, 1.0, draw(folder, 1.0, 512), settings)
     assert result.false_alarm_rate == pytest.approx(5e-4)
+
+
+def test_certain_continuations_cannot_be_tested(folder: Path, target: ExactTarget) -> None:
+    with pytest.raises(InputError, match=r"prompt first: .* at temperature 1e-06 are too certain to be tested"):
+        judge_samples(target, PROMPT, 1e-6, [greedy(folder, 4)] * 300, settings_for(folder))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_sampling_at_no_temperature_is_refused(folder: Path, temperature: float) -> None:
+    with pytest.raises(ValidationError, match="greater than 0"):
+        settings_for(folder, temperatures=(1.0, temperature))
+
+
+@pytest.mark.parametrize("eager", [True, False, None])
+def test_the_engine_is_compiled_as_the_pair_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, eager: bool | None
+) -> None:
+    pair = read_pair(folder / "default")
+    serving = pair.serving.model_copy(update={"enforce_eager": eager})
+    pair = pair.model_copy(update={"serving": serving})
+    started: list[EngineSettings] = []
+
+    @contextmanager
+    def record(settings: EngineSettings) -> Iterator[SimpleNamespace]:
+        started.append(settings)
+        yield SimpleNamespace(url="http://there")
+
+    monkeypatch.setattr(verifying, "LocalEngine", record)
+    with verifying._engine(pair, None, settings_for(folder), "plain") as url:
+        assert url == "http://there"
+    assert started[0].enforce_eager is eager
 
 
 def test_prompts_keep_their_ends(folder: Path) -> None:

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from server.engine import LocalEngine, choose_port, last_lines
+from server.engine import LocalEngine, answers, choose_port, last_lines
 from server.engine_command import EngineSettings
 from stages.errors import EngineError, InputError
 
@@ -116,6 +117,24 @@ def test_fewer_than_one_draft_token(tmp_path: Path, tokens: object) -> None:
     config = {"method": "ngram", "num_speculative_tokens": tokens}
     with pytest.raises(InputError, match="at least 1"):
         LocalEngine(settings(tmp_path, SILENT, speculative_config=config))
+
+
+def test_what_does_not_speak_http_is_no_engine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert not answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://a b", "nonsense", "http://.."])
+def test_what_is_no_address_does_not_answer(url: str) -> None:
+    assert not answers(url)
 
 
 def test_last_lines_skip_what_says_nothing(tmp_path: Path) -> None:

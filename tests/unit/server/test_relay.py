@@ -8,6 +8,7 @@ import json
 import aiohttp
 import pytest
 
+from server.stream import only_names_the_role
 from tests.unit.server.conftest import Gateway, Running
 from tests.unit.server.replay import CUT, HOLD, chunked, whole
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
 RECORD = {"speculative_decoding": {"num_spec_steps": 5, "num_draft_tokens": 15, "num_accepted_draft_tokens": 6}}
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 ONE = b'data: {"choices":[{"index":0,"delta":{"content":"caf\xc3\xa9"}}]}\n\n'
 TWO = b'data: {"choices":[{"index":0,"delta":{"content":"\\"usage\\""}}]}\n\n'
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -68,6 +70,27 @@ async def test_bytes_pass_unchanged_but_for_the_chunk_only_we_asked_for(gateway:
         assert await running.metric("understudy_acceptance_records_missing_total") == 0
 
 
+@pytest.mark.parametrize("pieces", [[ROLE + ONE, TWO + USAGE + DONE], [ROLE, ONE, TWO, USAGE + DONE]])
+async def test_the_chunk_that_only_names_the_role_is_no_content(gateway: Gateway, pieces: list[bytes]) -> None:
+    async with gateway(chunked(pieces)) as running:
+        assert (await running.post(CHAT, {"stream": True}))[2] == ROLE + ONE + TWO + DONE
+        await running.settled()
+        assert await running.metric("understudy_time_to_first_token_seconds_count") == 1
+        assert await running.metric("understudy_chunk_gap_seconds_count") == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "opens"),
+    [({"delta": {"role": "assistant", "content": ""}}, True), ({"delta": {"role": "assistant"}}, True),
+     ({"delta": {"role": "assistant", "content": "a"}}, False), ({"delta": {"tool_calls": [{}]}}, False),
+     ({"delta": {"content": ""}, "finish_reason": "stop"}, False), ({"text": ""}, False), (3, False)],
+)  # fmt: skip
+def test_which_chunk_only_names_the_role(choice: object, opens: bool) -> None:
+    assert only_names_the_role({"choices": [choice]}) is opens
+    assert not only_names_the_role({"choices": []})
+    assert not only_names_the_role(None)
+
+
 async def test_a_client_that_asked_for_usage_gets_it(gateway: Gateway) -> None:
     stream = ONE + USAGE + DONE
     async with gateway(chunked([stream])) as running:
@@ -119,13 +142,14 @@ async def test_without_a_draft_no_record_is_missed(gateway: Gateway) -> None:
         assert await running.metric("understudy_acceptance_records_missing_total") == 0
 
 
-@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/responses"])
-async def test_other_routes_are_passed_through(gateway: Gateway, route: str) -> None:
+@pytest.mark.parametrize(("route", "missing"), [("/v1/embeddings", 0), ("/v1/responses", 1)])
+async def test_other_routes_are_passed_through(gateway: Gateway, route: str, missing: int) -> None:
+    """What ``/v1/responses`` generates with speculation is counted as missing: its answers hold no record."""
     async with gateway(whole(b'{"data":[1]}')) as running:
         status, _, body = await running.post(route, {"input": "x"})
         assert (status, body) == (200, b'{"data":[1]}')
         await running.settled()
-        assert await running.metric("understudy_acceptance_records_missing_total") == 0
+        assert await running.metric("understudy_acceptance_records_missing_total", reason="absent") == missing
 
 
 async def test_streams_of_other_routes_need_no_last_event(gateway: Gateway) -> None:
@@ -209,6 +233,20 @@ async def test_requests_that_are_cut_at_the_end_are_told_so(gateway: Gateway) ->
         assert (status, error_of(body)["code"], headers["retry-after"]) == (503, "draining", "1")
         await asyncio.wait_for(running.engine.hung_up.wait(), 10)
         await running.settled()
+
+
+async def test_requests_that_are_cut_while_they_are_sent_are_told_so(gateway: Gateway) -> None:
+    async with gateway(whole(BODY)) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        await running.until(lambda: running.door.running == 1)
+        running.door.cut.set()
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert b" 503 " in head.splitlines()[0]
+        assert b"shutting down" in await reader.readuntil(b"}}")
+        writer.close()
+        await running.settled()
+        assert running.engine.requests == []
 
 
 async def test_streams_that_are_cut_at_the_end_are_told_so(gateway: Gateway) -> None:
@@ -306,6 +344,13 @@ async def test_a_silent_engine_is_504(gateway: Gateway) -> None:
         status, _, body = await running.post(CHAT, {"messages": []})
         assert (status, error_of(body)["code"]) == (504, "engine_timeout")
         await running.engine.hung_up.wait()
+
+
+async def test_a_silent_engine_is_soon_given_up_when_asked_for_its_models(gateway: Gateway) -> None:
+    async with gateway([HOLD], ready_timeout_s=0.1) as running:
+        async with asyncio.timeout(10), running.client.get(running.url + "/v1/models") as response:
+            assert (response.status, error_of(await response.read())["code"]) == (504, "engine_timeout")
+        await asyncio.wait_for(running.engine.hung_up.wait(), 10)
 
 
 # Requests that are refused

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +17,12 @@ from pathlib import Path
 import pytest
 
 from server.background import background_gateway
-from stages.errors import EngineError
-from tests.unit.server.test_engine import DYING, HEALTHY, gone, lives
+from server.engine import LocalEngine
+from server.run import Service
+from server.settings import GatewaySettings
+from stages.errors import CheckFailed, EngineError
+from tests.unit.server import test_sampling_check as samplers
+from tests.unit.server.test_engine import DYING, HEALTHY, gone, lives, settings
 from tests.unit.server.test_pair import checkpoint
 
 SERVE = """
@@ -33,6 +39,19 @@ def stand_in(settings):
     return LocalEngine(settings.model_copy(update={"python": folder / "python", "stop_grace_s": 0.2}))
 try:
     serve(GatewaySettings(port=0), read_pair(folder), folder / "engine.log", make_engine=stand_in)
+except UnderstudyError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+SERVE_ELSEWHERE = """
+import sys
+from server.run import serve
+from server.settings import GatewaySettings
+from stages.errors import UnderstudyError
+
+try:
+    serve(GatewaySettings(port=0, engine_url=sys.argv[1], engine_api_key="ours"))
 except UnderstudyError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -109,6 +128,71 @@ def test_an_engine_that_dies_later_ends_it_too(serve: Serve, tmp_path: Path) -> 
     (tmp_path / "fifo").write_text("now\n")
     assert "exit code 5 while serving" in wait_for_line(process, "error:")
     assert process.wait(20) == 3
+
+
+@pytest.fixture
+def serve_elsewhere() -> Iterator[Serve]:
+    """`serve` in front of an engine at a URL, without a pair."""
+    started = []
+
+    def start(url: str) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen([sys.executable, "-c", SERVE_ELSEWHERE, url], stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_an_engine_elsewhere_is_checked_with_its_key(serve_elsewhere: Serve) -> None:
+    with samplers.serve(samplers.Sampler(), api_key="ours") as url:
+        process = serve_elsewhere(url)
+        wait_for_line(process, "nominal false-alarm rate")
+        wait_for_line(process, "gateway: ready")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_an_engine_elsewhere_that_samples_wrongly_is_refused(serve_elsewhere: Serve) -> None:
+    with samplers.serve(samplers.Sampler(temperature_bug=0.01)) as url:
+        process = serve_elsewhere(url)
+        assert "does not sample" in wait_for_line(process, "error:")
+        assert process.wait(20) == CheckFailed.exit_code
+
+
+def test_a_check_that_cannot_be_made_says_what_to_do(serve_elsewhere: Serve) -> None:
+    with samplers.serve(samplers.Sampler(), api_key="theirs") as url:
+        process = serve_elsewhere(url)
+        said = wait_for_line(process, "error:")
+        assert "answered 401" in said
+        assert "--model" in said
+        assert process.wait(20) == EngineError.exit_code
+
+
+def test_a_signal_ends_it_while_an_engine_elsewhere_is_checked(serve_elsewhere: Serve) -> None:
+    hold = threading.Event()
+    sampler = samplers.Sampler()
+    sampler.complete = lambda body: hold.wait(60) and {}  # type: ignore[method-assign, assignment]
+    with samplers.serve(sampler) as url:
+        process = serve_elsewhere(url)
+        wait_for_line(process, "checking that sampling")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        hold.set()
+
+
+def test_an_engine_that_dies_of_the_check_shows_its_last_lines(tmp_path: Path) -> None:
+    engine = LocalEngine(settings(tmp_path, DYING))
+    engine.start()
+    service = Service(GatewaySettings(engine_url=engine.url), engine, check_sampling=True)
+    with pytest.raises(EngineError, match=r"exit code 7 while its sampling was checked(.|\n)*no such model"):
+        asyncio.run(service._check(engine.url))
+    engine.stop()
 
 
 def test_a_gateway_in_the_background() -> None:

@@ -100,6 +100,15 @@ def test_another_version_is_left_alone(engine_module: types.ModuleType) -> None:
     assert not repair_of(engine_module).apply(torch)  # another signature
 
 
+def test_a_probe_that_fails_in_an_unknown_way_leaves_the_function_alone(engine_module: types.ModuleType) -> None:
+    def expand(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    engine_module.__dict__.update(expand=expand)
+    assert not repair_of(engine_module).apply(torch)
+    assert engine_module.__dict__["expand"] is expand
+
+
 def run_python(code: str) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

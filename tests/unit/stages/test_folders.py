@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import StorageError
-from stages.folders import partial_of, publish, write_text
+from stages.errors import InputError, StorageError
+from stages.folders import MARK, partial_of, publish, write_text
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
@@ -19,13 +19,40 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
 def test_an_old_folder_stays_until_the_new_one_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with publish(out) as folder:
+        (folder / MARK).write_text('{"stage": "prune"}')
         (folder / "a").write_text("old")
     with pytest.raises(RuntimeError), publish(out) as folder:
         raise RuntimeError
     assert (out / "a").read_text() == "old"
-    with publish(out) as folder:
+    with publish(out, stage="prune") as folder:
         (folder / "b").write_text("new")
     assert [path.name for path in out.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_no_stage_wrote_is_never_replaced(tmp_path: Path) -> None:
+    target, file = tmp_path / "models" / "llama", tmp_path / "file"
+    target.mkdir(parents=True)
+    (target / "model.safetensors").write_text("weights")
+    file.write_text("")
+    for place in (target, target.parent, file):
+        with pytest.raises(InputError, match="give another"), publish(place):
+            pytest.fail("began to write")
+    assert (target / "model.safetensors").read_text() == "weights"
+
+
+def test_the_folder_of_another_stage_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / MARK).write_text('{"stage": "prune"}')
+    with pytest.raises(InputError, match="was written by 'prune'"), publish(tmp_path, stage="recover"):
+        pytest.fail("began to write")
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with publish(tmp_path / "link") as folder:
+        (folder / "a").write_text("x")
+    assert (tmp_path / "real" / "a").read_text() == "x"
 
 
 def test_what_an_interrupted_run_left_can_be_kept(tmp_path: Path) -> None:
@@ -43,13 +70,16 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_real_full_device_is_reported() -> None:
+def test_a_real_full_device_is_reported(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    from drafts.distilling import Writer
+    from drafts.distilling import Asked, Writer
+    from drafts.prompts import Prompt
 
+    writer = Writer(tmp_path / "data.jsonl", [], "0" * 64)
+    writer._file = Path("/dev/full").open("a")  # noqa: SIM115
     with pytest.raises(StorageError, match="disk is full"):
-        Writer(Path("/dev/full"), [{"id": "x"}])
+        writer.write(Asked(0, Prompt(prompt="x"), 0.0, 0), "answer", "stop")
 
 
 def test_text_is_written_by_rename(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""The client against a small server on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from drafts.client import Sampling, ask_all
+from drafts.prompts import Prompt
+from stages.errors import EngineError, StorageError
+
+PROMPTS = [Prompt(prompt=f"p{i}") for i in range(6)]
+CHUNK = b'data: {"choices": [{"text": "a"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@asynccontextmanager
+async def answering(body: bytes, status: int = 200) -> AsyncIterator[tuple[str, list[int]]]:
+    seeds: list[int] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seeds.append((await request.json())["seed"])
+        return web.Response(body=body, status=status, content_type="text/event-stream")
+
+    app = web.Application()
+    app.router.add_post("/v1/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", seeds
+    finally:
+        await runner.cleanup()
+
+
+def ask(body: bytes, status: int = 200, **options: object) -> tuple[list[str], list[int]]:
+    async def run() -> tuple[list[str], list[int]]:
+        async with answering(body, status) as (url, seeds):
+            answers, _ = await ask_all(url, "m", PROMPTS, Sampling(4, seed=10), 3, **options)  # type: ignore[arg-type]
+            return [answer.text for answer in answers], seeds
+
+    return asyncio.run(run())
+
+
+def test_seeds_follow_the_place_or_are_given() -> None:
+    assert sorted(ask(CHUNK + DONE)[1]) == [10, 11, 12, 13, 14, 15]
+    assert sorted(ask(CHUNK + DONE, seeds=[3, 1, 4, 1, 5, 9])[1]) == [1, 1, 3, 4, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (CHUNK, 200, "broke off in the middle of its answer to prompt"),
+        (b"data: {half\n\n" + DONE, 200, "Expecting"),
+        (b'data: {"error": {"message": "lost"}}\n\n' + DONE, 200, "lost"),
+        (b"too long", 400, "answered 400 to prompt [0-9a-f]{16}: too long"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_error_of_the_engine(body: bytes, status: int, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        ask(body, status)
+
+
+def test_nobody_listening_is_an_error_of_the_engine() -> None:
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1"):
+        asyncio.run(ask_all("http://127.0.0.1:9", "m", PROMPTS, Sampling(4), 3))
+
+
+def test_an_error_of_ours_passes_as_it_is() -> None:
+    def full(index: int, answer: object) -> None:
+        raise StorageError("the disk is full")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        ask(CHUNK + DONE, on_answer=full)
+
+
+def test_an_unreadable_record_is_no_record() -> None:
+    record = b'data: {"choices": [], "metrics": {"speculative_decoding": {"num_drafts": 1}}}\n\n'
+    assert ask(CHUNK + record + DONE)[0] == ["a"] * 6

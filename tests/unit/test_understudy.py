@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from drafts.verifying import VerifySettings
+from pruning.settings import PruneSettings
+from server.settings import GatewaySettings
+from stages.errors import InputError
+from understudy import settings_from
+
+
+def yaml(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_options_that_are_not_given_leave_the_file_alone(tmp_path: Path) -> None:
+    file = yaml(tmp_path, "host: 0.0.0.0\nport: 9000\n")
+    assert settings_from(GatewaySettings, file, [], host=None, port=None).port == 9000
+    assert settings_from(GatewaySettings, file, [], host="::", port=1).host == "::"
+    assert settings_from(GatewaySettings, file, ["port=2"], port=1).port == 2
+
+
+def test_file_and_pairs_are_judged_together(tmp_path: Path) -> None:
+    settings = settings_from(PruneSettings, yaml(tmp_path, "method: first\n"), ["remove=3"])
+    assert (settings.method, settings.remove, settings.keep) == ("first", 3, None)
+    with pytest.raises(InputError, match="did you mean 'method'"):
+        settings_from(PruneSettings, yaml(tmp_path, "metod: first\n"), [])
+
+
+def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    settings = settings_from(VerifySettings, yaml(tmp_path, "num_samples: 512\n"), [], prompts=Path("data #1.jsonl"))
+    assert settings.prompts == Path("data #1.jsonl")
+
+
+def test_a_pair_without_a_value_is_refused() -> None:
+    with pytest.raises(InputError, match="must be key=value"):
+        settings_from(PruneSettings, None, ["keep"])
