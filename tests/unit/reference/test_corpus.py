@@ -4,7 +4,7 @@ import pytest
 
 from reference.chat_pairs import chat_pairs
 from reference.corpus import SourceFile, check_disjoint, collect, is_table, split_of
-from reference.make_prompts import code_prompts, make
+from reference.make_prompts import code_prompts, make, text_of
 
 SOURCE = '''
 def area(width, height):
