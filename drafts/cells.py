@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from drafts.prompts import Prompt
 from stages.progress import progress
 
 Tokenize = Callable[[str], Sequence[int]]
+
+SETTLE_S = 1.2
+"""Pause before a method's turn: vLLM's workers spin for a second after their last step, on a core the next one needs."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def run_cells(
             seed = sampling.seed + 10_000 * repeat + start
             drawn = Sampling(sampling.max_tokens, condition.temperature, seed)
             for method in rotated(list(urls), turn):
+                time.sleep(SETTLE_S)
                 answers, wall = asyncio.run(ask_all(urls[method], MODEL, block, drawn, condition.concurrency))
                 cells.append(Cell(method, condition, turn, tuple(answers), wall))
                 advance(1, note=f"{method} {condition.kind}")

@@ -149,7 +149,7 @@ def _from_server(
     """Asks a server; writes every answer as it comes."""
     tokens = 0
     for group in groups:
-        sampling = Sampling(settings.max_tokens, group[0].temperature)
+        sampling = Sampling(settings.max_tokens, group[0].temperature, stream=False)
 
         def keep(index: int, answer: Answer, group: list[Asked] = group) -> None:
             nonlocal tokens

@@ -21,8 +21,7 @@ def judge_differences(
 ) -> list[dict[str, Any]]:
     """Says of each record {method, prompt_id, kind, concurrency, text, plain_text} where and why it parts from plain's.
 
-    The texts are left out of the result. ``tie`` is None where the two texts are equal as tokens up to the end of the
-    shorter (one of them ended earlier).
+    The texts are left out of the result. ``tie`` is None where the two texts are the same tokens.
     """
     if not records:
         return []

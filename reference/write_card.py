@@ -37,7 +37,7 @@ def greedy(target: Path, prompts: Sequence[Prompt], max_tokens: int, log_file: P
         model=target, served_model_name=MODEL, max_model_len=512, max_num_seqs=CONCURRENCY, log_file=log_file
     )
     with LocalEngine(settings) as engine:
-        answers, _ = asyncio.run(ask_all(engine.url, MODEL, prompts, Sampling(max_tokens), CONCURRENCY))
+        answers, _ = asyncio.run(ask_all(engine.url, MODEL, prompts, Sampling(max_tokens, stream=False), CONCURRENCY))
     return [answer.text for answer in answers]
 
 

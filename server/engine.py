@@ -34,11 +34,14 @@ def _silent(seconds: float, line: str) -> None:
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to an address, not listening yet.
 
+    It names TCP as its protocol: asyncio switches Nagle's algorithm off on no other, and with it on, the first token on a
+    connection that is used again comes 40 ms late.
+
     Raises:
         InputError: when the port is taken or not ours to take.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

@@ -24,7 +24,8 @@ async def answering(body: bytes, status: int = 200) -> AsyncIterator[tuple[str, 
 
     async def answer(request: web.Request) -> web.Response:
         seeds.append((await request.json())["seed"])
-        return web.Response(body=body, status=status, content_type="text/event-stream")
+        kind = "text/event-stream" if (await request.json()).get("stream") else "application/json"
+        return web.Response(body=body, status=status, content_type=kind)
 
     app = web.Application()
     app.router.add_post("/v1/completions", answer)
@@ -38,10 +39,11 @@ async def answering(body: bytes, status: int = 200) -> AsyncIterator[tuple[str, 
         await runner.cleanup()
 
 
-def ask(body: bytes, status: int = 200, **options: object) -> tuple[list[str], list[int]]:
+def ask(body: bytes, status: int = 200, stream: bool = True, **options: object) -> tuple[list[str], list[int]]:
     async def run() -> tuple[list[str], list[int]]:
         async with answering(body, status) as (url, seeds):
-            answers, _ = await ask_all(url, "m", PROMPTS, Sampling(4, seed=10), 3, **options)  # type: ignore[arg-type]
+            sampling = Sampling(4, seed=10, stream=stream)
+            answers, _ = await ask_all(url, "m", PROMPTS, sampling, 3, **options)  # type: ignore[arg-type]
             return [answer.text for answer in answers], seeds
 
     return asyncio.run(run())
@@ -50,6 +52,11 @@ def ask(body: bytes, status: int = 200, **options: object) -> tuple[list[str], l
 def test_seeds_follow_the_place_or_are_given() -> None:
     assert sorted(ask(CHUNK + DONE)[1]) == [10, 11, 12, 13, 14, 15]
     assert sorted(ask(CHUNK + DONE, seeds=[3, 1, 4, 1, 5, 9])[1]) == [1, 1, 3, 4, 5, 9]
+
+
+def test_answers_in_one_piece() -> None:
+    assert ask(b'{"choices": [{"text": "a"}], "usage": {"completion_tokens": 1}}', stream=False)[0] == ["a"] * 6
+    assert ask(b'{"choices": [{"message": {"content": "b"}}]}', stream=False)[0] == ["b"] * 6
 
 
 @pytest.mark.parametrize(

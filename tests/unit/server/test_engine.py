@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import LocalEngine, answers, choose_port, last_lines
+from server.engine import LocalEngine, answers, bind, choose_port, last_lines
 from server.engine_command import EngineSettings
 from stages.errors import EngineError, InputError
 
@@ -142,3 +143,21 @@ def test_last_lines_skip_what_says_nothing(tmp_path: Path) -> None:
     log.write_bytes(b"a\n\n  \nb\xff\nc\n")
     assert last_lines(log, 2) == ["b\ufffd", "c"]
     assert last_lines(tmp_path / "absent") == []
+
+
+def test_what_is_sent_on_accepted_connections_is_not_held_back() -> None:
+    async def no_delay() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            found.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(accept, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(no_delay()) == 1
