@@ -36,7 +36,8 @@ results: setup
 	$(BIN)/python -m benchmarks.render
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit
+	$(BIN)/python -m pytest --durations=8 tests/integration
 
 check: setup-dev
 	$(BIN)/ruff check .

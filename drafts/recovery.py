@@ -159,6 +159,8 @@ class Trainer:
             raise InputError("recover: runs in one process; start it without 'accelerate launch'")
         torch.manual_seed(settings.seed)
         model, self.tokenizer = load_target(pruned, dtype="float32")
+        if self.accelerator.device.type == "cpu":
+            model.set_attn_implementation("eager")  # the fused kernel's backward is the slower one there
         if settings.method == "lora":
             model = add_lora(model, settings.lora_rank)
         self.needs_teacher = settings.kl_weight > 0

@@ -15,7 +15,7 @@ from server.pair import read_pair
 ROOT = Path(__file__).parents[2]
 PROMPTS = ROOT / "reference" / "prompts"
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("build")]
+pytestmark = pytest.mark.engine
 
 
 def small_recipe(folder: Path) -> Path:

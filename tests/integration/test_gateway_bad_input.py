@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import Served
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
+pytestmark = pytest.mark.engine
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "x"}]

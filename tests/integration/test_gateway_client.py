@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import NUM_SPECULATIVE_TOKENS, Served, metric
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
+pytestmark = pytest.mark.engine
 
 COUNTERS = {
     "understudy_drafts_total": "vllm:spec_decode_num_drafts_total",

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.conftest import Served, metric, wait_for
 from tests.integration.serve_pair import MAX_NUM_SEQS
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
+pytestmark = pytest.mark.engine
 
 MAX_TOKENS = 480
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import Served, alive, descendants, end, get, metric, start_serving, wait_for
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("served")]
+pytestmark = pytest.mark.engine
 
 
 def test_a_port_that_is_taken_is_told_before_the_engine_starts(pair_folder: Path, tmp_path: Path) -> None:

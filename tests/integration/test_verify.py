@@ -25,7 +25,7 @@ from stages.errors import CheckFailed
 from tests.integration.conftest import PROJECT
 from tests.integration.pico_pair import write_pairs
 
-pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("verify")]
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
