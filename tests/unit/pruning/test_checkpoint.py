@@ -10,7 +10,7 @@ import torch
 from pruning import checkpoint
 from pruning.surgery import prune_depth
 from stages.errors import InputError, StorageError
-from stages.folders import partial_of
+from stages.folders import MARK, partial_of
 
 from . import pico
 
@@ -126,6 +126,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, target, monkeypatch):
     out = tmp_path / "out"
     model = checkpoint.load_layers(target, (0,))
     checkpoint.save_checkpoint(model, target, out)
+    (out / MARK).write_text('{"stage": "prune"}')
     before = (out / "model.safetensors").read_bytes()
 
     def full(*_):
