@@ -30,9 +30,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as shells count it."""
 
-TABLE_WIDTH = 140
-"""Columns of a printed table that goes to a file."""
-
 SetOption = Annotated[
     list[str], typer.Option("--set", help="key=value of this stage's settings (YAML value); repeat for more")
 ]
@@ -221,7 +218,7 @@ def compare(
     from drafts.comparing import CompareSettings, compare, render
 
     rows = compare(pair, prompts, out, settings_from(CompareSettings, config, set_), training_prompts)
-    render(rows, Console(width=None if sys.stdout.isatty() else TABLE_WIDTH))
+    render(rows, Console())
     print(f"{out} and {out.with_suffix('.png')}")
 
 

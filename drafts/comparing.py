@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from drafts.cells import conditions_of, differing, rows_of, run_cells
@@ -31,7 +33,7 @@ HEADS = (
     "method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "w/o loops",
     "accept.", "length", "identical", "looping",
 )  # fmt: skip
-"""Heads of the printed table; ``table_cells`` gives the cells in this order."""
+"""Heads of the whole table; ``table_cells`` gives the cells in this order."""
 
 
 class CompareSettings(Settings):
@@ -61,13 +63,30 @@ def methods_of(pair: Pair) -> list[Method]:
     return methods
 
 
+SHOWN = {
+    "tokens/s": "tokens/s", "speed-up": "speed-up", "w/o loops": "no loops", "accept.": "accept.",
+    "length": "length", "identical": "same", "looping": "loops",
+}  # fmt: skip
+"""Columns of the printed table after the methods, and their heads there: what fits a terminal of 80 columns."""
+
+
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints the rows as a table; times in milliseconds."""
-    table = Table(title="speed-up over plain decoding (same run, interleaved; range over turns)")
-    for head in HEADS:
-        table.add_column(head, justify="left" if head in ("method", "kind") else "right")
-    for row in sorted(rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"])):
-        table.add_row(*table_cells(row))
+    """Prints the rows, one section for each kind, concurrency and temperature; the rest of the figures is in the file."""
+    table = Table(box=None, padding=(0, 1, 0, 0), title="speed-up over plain decoding (same run; range over turns)")
+    table.add_column("", no_wrap=True)
+    for head in SHOWN.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    order = {"plain": 0, "ngram": 1}
+    ordered = sorted(
+        rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"], order.get(r["method"], len(order)))
+    )
+    for (kind, concurrency, temperature), group in groupby(
+        ordered, key=lambda r: (r["kind"], r["concurrency"], r["temperature"])
+    ):
+        table.add_row(f"[bold]{escape(kind)} ×{concurrency}, T={temperature:g}[/bold]")
+        for row in group:
+            cells = dict(zip(HEADS, table_cells(row), strict=True))
+            table.add_row(f"  {row['method']}", *(cells[head] for head in SHOWN))
     console.print(table)
 
 

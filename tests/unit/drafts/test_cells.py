@@ -1,7 +1,11 @@
+import io
+
 import pytest
+from rich.console import Console
 
 from drafts.cells import Cell, Condition, acceptance, differing, histogram, rows_of, run_cells
 from drafts.client import Answer, Sampling, Speculation, parse_speculation
+from drafts.comparing import render
 from drafts.prompts import Prompt
 
 GREEDY = Condition("code", 1, 0.0)
@@ -98,3 +102,12 @@ def test_time_per_token_needs_two_tokens() -> None:
 def test_a_chunk_without_a_record_gives_none() -> None:
     assert parse_speculation({"usage": {}}) is None
     assert parse_speculation({"metrics": None}) is None
+
+
+def test_the_printed_table_fits_eighty_columns() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    render(list(rows().values()), console)
+    shown = console.export_text()
+    assert "code ×1, T=0" in shown
+    assert "3.60 (3.20–4.00)" in shown
+    assert "…" not in shown
