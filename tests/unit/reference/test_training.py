@@ -6,13 +6,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from reference.data import Windows
+from reference.target_model import causal_attention, initialise, target_config
 from reference.train_target import (
     TrainingSettings,
-    causal_attention,
-    initialise,
     learning_rate_factor,
     make_batch,
-    target_config,
     target_loss,
 )
 
