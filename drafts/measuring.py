@@ -58,9 +58,10 @@ class MeasureSettings(Settings):
 
 
 def step_seconds(answer: Answer) -> float | None:
-    """Seconds per engine step after the first token; None for answers with no further step."""
+    """Seconds per engine step after the first token; None for answers with no further step or chunk."""
     steps = answer.speculation.num_drafts if answer.speculation else answer.completion_tokens - 1
-    return (answer.e2e_s - answer.ttft_s) / steps if steps > 0 else None
+    later = answer.e2e_s - answer.ttft_s
+    return later / steps if steps > 0 and later > 0 else None
 
 
 def step_cost(cells: Sequence[Cell], num_speculative_tokens: int) -> StepCost:
@@ -68,7 +69,7 @@ def step_cost(cells: Sequence[Cell], num_speculative_tokens: int) -> StepCost:
     values = [s for cell in cells for answer in cell.answers if (s := step_seconds(answer)) is not None]
     if len(values) < 2:
         raise EngineError("measuring: fewer than two answers had more than one token; use longer answers")
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return StepCost(num_speculative_tokens=num_speculative_tokens, seconds=middle, low=low, high=high)
 
 

@@ -6,8 +6,8 @@ warms up, stays, and decays linearly to zero. Most steps use windows of 256 toke
 some rows of each batch are spans repeated on purpose with the DITTO loss (arXiv 2206.02369, eq. 5), which lowers the probability
 of each further repetition: small models loop under greedy decoding, and a looping target flatters every draft.
 
-``--start-from`` trains a finished target further: a new *leg* with its own seed, schedule and fresh optimisers. The card
-lists all legs.
+``--start-from`` trains a finished target further: a new *leg* with its own seed, schedule and fresh optimisers. With
+``--looping-outputs`` (from ``reference.looping_outputs``) the repeated spans are the target's own loops. The card lists all legs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from reference.chat_pairs import chat_pairs
 from reference.corpus import SourceFile, check_disjoint, collect
 from reference.data import Windows, chat_text, encode_documents, train_tokenizer
 from reference.target_model import causal_attention, initialise, target_config
+from stages.hashing import file_hash
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class TrainingSettings:
     ditto_weight: float = 0.5
     ditto_lambda: float = 0.5
     shares: tuple[tuple[str, float], ...] = (("chat", 0.3), ("dependencies", 0.2), ("stdlib", 0.5))
+    looping_outputs_sha256: str | None = None
 
     @property
     def steps_short(self) -> int:
@@ -92,17 +94,58 @@ def target_loss(logits: Tensor, ids: Tensor, labels: Tensor, previous: Tensor, s
     return cross_entropy + settings.ditto_weight * (ditto * repeats).sum() / repeats.sum().clamp_min(1)
 
 
-def make_batch(windows: Windows, rows: int, ditto_rows: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws ``rows`` windows; the last ``ditto_rows`` become one span of 4–40 tokens repeated to the end."""
+@dataclass(frozen=True)
+class LoopingOutput:
+    """One of the target's own outputs that loops: token ids, and where ``ids[i] == ids[i - period]``."""
+
+    ids: tuple[int, ...]
+    period: int
+    first: int
+    count: int
+
+
+def read_looping_outputs(path: Path) -> list[LoopingOutput]:
+    """Reads what ``reference.looping_outputs`` wrote."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [LoopingOutput(tuple(row["ids"]), row["period"], row["first"], row["count"]) for row in rows]
+
+
+Row = tuple[np.ndarray, np.ndarray]
+
+
+def repeat_span(window: np.ndarray, rng: random.Random) -> Row:
+    """A span of 4–40 tokens of the window repeated to its end: ids [T] and previous [T] (see ``target_loss``)."""
+    length = len(window)
+    previous = np.full(length, -1)
+    period, start = rng.randint(4, 40), rng.randint(0, length - 48)
+    prefix = rng.randint(0, start)
+    line = np.concatenate([window[start - prefix : start], np.tile(window[start : start + period], 128)])
+    previous[prefix + period : -1] = np.arange(prefix, length - period - 1)
+    return line[:length], previous
+
+
+def loop_row(output: LoopingOutput, length: int) -> Row:
+    """The last ``length`` tokens of an output that loops: ids [T] (zeros after its end) and previous [T]."""
+    cut = max(len(output.ids) - length, 0)
+    ids, previous = np.zeros(length, dtype=np.int64), np.full(length, -1)
+    ids[: len(output.ids) - cut] = output.ids[cut:]
+    for place in range(output.first - cut - 1, output.first + output.count - cut - 1):
+        if place >= output.period:
+            previous[place] = place - output.period
+    return ids, previous
+
+
+def make_batch(
+    windows: Windows, rows: int, ditto_rows: int, rng: random.Random, looping: list[LoopingOutput] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws ``rows`` windows; the last ``ditto_rows`` become repeated spans, or outputs that loop where given."""
     drawn = np.stack([windows.next() for _ in range(rows)])
     ids, labels = drawn[:, :-1].copy(), drawn[:, 1:].copy()
     previous = np.full_like(ids, -1)
     for row in range(rows - ditto_rows, rows):
-        period, start = rng.randint(4, 40), rng.randint(0, ids.shape[1] - 48)
-        prefix = rng.randint(0, start)
-        line = np.concatenate([drawn[row, start - prefix : start], np.tile(drawn[row, start : start + period], 128)])
-        ids[row], labels[row] = line[: ids.shape[1]], -100
-        previous[row, prefix + period : -1] = np.arange(prefix, ids.shape[1] - period - 1)
+        labels[row] = -100
+        made = loop_row(rng.choice(looping), ids.shape[1]) if looping else repeat_span(ids[row].copy(), rng)
+        ids[row], previous[row] = made
     return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(previous)
 
 
@@ -195,9 +238,10 @@ class Corpus:
     training: dict[str, list[np.ndarray]]
     validation: dict[str, list[np.ndarray]]
     validation_bytes: int
+    looping: list[LoopingOutput]
 
 
-def prepare(start_from: Path | None) -> Corpus:
+def prepare(start_from: Path | None, looping_outputs: Path | None) -> Corpus:
     """Collects and encodes the corpus; the tokenizer is trained, or taken from the target that is trained further."""
     files = collect()
     check_disjoint(files)
@@ -207,7 +251,8 @@ def prepare(start_from: Path | None) -> Corpus:
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start_from)
     training, _ = _documents(files, "train", tokenizer)
-    return Corpus(files, tokenizer, training, *_documents(files, "validation", tokenizer))
+    looping = read_looping_outputs(looping_outputs) if looping_outputs else []
+    return Corpus(files, tokenizer, training, *_documents(files, "validation", tokenizer), looping)
 
 
 def build_model(start_from: Path | None, settings: TrainingSettings) -> LlamaForCausalLM:
@@ -262,7 +307,8 @@ class Training:
         decaying = step >= settings.steps * (1 - settings.decay_share)
         rows = settings.batch_tokens // self.windows.length
         ditto_rows = round(settings.ditto_share * rows) if decaying else 0
-        batch = make_batch(self.windows, rows, ditto_rows, random.Random(f"ditto-{settings.seed}-{step}"))
+        rng = random.Random(f"ditto-{settings.seed}-{step}")
+        batch = make_batch(self.windows, rows, ditto_rows, rng, self.corpus.looping)
         loss = loss_function(self.model(input_ids=batch[0], use_cache=False).logits, *batch, settings)
         loss.backward()
         self.master.step(learning_rate_factor(step, settings))
@@ -279,8 +325,8 @@ class Training:
 
 
 def train(
-    out: Path, settings: TrainingSettings, start_from: Path | None = None, compile_model: bool = True,
-    save_every_s: float = 300.0,
+    out: Path, settings: TrainingSettings, start_from: Path | None = None, looping_outputs: Path | None = None,
+    compile_model: bool = True, save_every_s: float = 300.0,
 ) -> None:  # fmt: skip
     """Trains (or resumes) into ``out``: checkpoint.pt while it runs, then the Hugging Face folder ``out/target``."""
     if start_from is not None:
@@ -290,7 +336,7 @@ def train(
                 f"--seed {settings.seed}: used by an earlier leg ({used}); its windows would be seen again"
             )
     out.mkdir(parents=True, exist_ok=True)
-    corpus = prepare(start_from)
+    corpus = prepare(start_from, looping_outputs)
     print({name: sum(map(len, rows)) for name, rows in corpus.training.items()}, "training tokens", flush=True)
     training = Training(out, corpus, settings, start_from)
     training.resume()
@@ -356,15 +402,16 @@ def main(
     ),
     ditto_weight: float = typer.Option(TrainingSettings.ditto_weight, help="weight of the DITTO loss"),
     warmup_steps: int = typer.Option(TrainingSettings.warmup_steps, help="steps in which the rates rise"),
+    looping_outputs: Path | None = typer.Option(None, help="file of reference.looping_outputs for the DITTO rows"),
     compile_model: bool = typer.Option(True, help="torch.compile the layers and the loss (needs a C++ compiler)"),
 ) -> None:
     """Train the reference target; run the same command again to resume."""
     settings = TrainingSettings(
         seed=seed, tokens_short=tokens_short, tokens_long=tokens_long, muon_lr=muon_lr, adam_lr=adam_lr,
         decay_share=decay_share, ditto_share=ditto_share, ditto_lambda=ditto_lambda, ditto_weight=ditto_weight,
-        warmup_steps=warmup_steps,
+        warmup_steps=warmup_steps, looping_outputs_sha256=file_hash(looping_outputs) if looping_outputs else None,
     )  # fmt: skip
-    train(out, settings, start_from, compile_model)
+    train(out, settings, start_from, looping_outputs, compile_model)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drafts.looping import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, loops
+from drafts.looping import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, find_loop, loops
 
 
 @given(st.integers(1, MAX_PERIOD), st.integers(0, 20), st.integers(0, 20))
@@ -25,3 +25,8 @@ def test_distinct_tokens_never_loop(tokens: list[int]) -> None:
 def test_a_short_run_of_one_token_is_no_loop() -> None:
     assert not loops([7] * (MIN_TOKENS - 1))
     assert loops([7] * MIN_TOKENS)
+
+
+def test_a_loop_is_found_with_its_period_and_its_repeated_positions() -> None:
+    assert find_loop([9, 8, *[1, 2, 3] * 8, 7]) == (3, range(5, 26))
+    assert find_loop([*range(40), *[5] * 24]) == (1, range(41, 64))

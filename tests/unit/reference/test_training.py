@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM
 from reference.data import Windows
 from reference.target_model import causal_attention, initialise, target_config
 from reference.train_target import (
+    LoopingOutput,
     TrainingSettings,
     learning_rate_factor,
     make_batch,
@@ -42,6 +43,17 @@ def test_labels_follow_inputs_and_repeated_rows_point_one_span_back() -> None:
         back = int(previous[3, position])
         assert ids[3, position] == ids[3, back]
         assert ids[3, position + 1] == ids[3, back + 1]
+
+
+def test_rows_of_looping_outputs_judge_exactly_the_repeated_tokens() -> None:
+    output = LoopingOutput(ids=(90, 91, 1, 2, 3, 1, 2, 3, 1, 2, 3, 95), period=3, first=5, count=6)
+    for length, repeated in ((64, [1, 2, 3, 1, 2, 3]), (10, [2, 3, 1, 2, 3])):  # whole; cut at the front
+        ids, labels, previous = make_batch(windows(length), 2, 1, random.Random(1), [output])
+        judged = (previous[1] >= 0).nonzero().flatten().tolist()
+        assert [int(ids[1, place + 1]) for place in judged] == repeated
+        assert all(ids[1, previous[1, place] + 1] == ids[1, place + 1] for place in judged)
+        assert (labels[1] == -100).all()
+        assert (labels[0] >= 0).all()
 
 
 def test_the_ditto_loss_is_zero_where_each_repetition_halves_the_chance() -> None:
