@@ -51,13 +51,22 @@ def held_out_losses(model: Any, tokenizer: Any, files: Sequence[SourceFile]) -> 
     return {"nats_per_token": nats, "bits_per_byte": bits, "chat_nats_per_token": evaluate(model, chats, 1, 512)[0]}
 
 
+def forget_the_machine(folder: Path) -> None:
+    """Drops from the tokenizer's config what transformers notes about the place it was once loaded from."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    write_text(path, json.dumps(kept, indent=2) + "\n")
+
+
 def leg_line(number: int, leg: dict[str, Any]) -> str:
     """One row of the card's table of training legs."""
     settings = leg["settings"]
     return (
         f"| {number} | {settings['tokens_short']:,} + {settings['tokens_long']:,} | {settings['seed']} | "
         f"{settings['muon_lr']} / {settings['adam_lr']} | {settings['decay_share']:.0%} | "
-        f"{settings['ditto_share']:.0%}, {settings['ditto_lambda']}, {settings['ditto_weight']} |"
+        f"{settings['ditto_share']:.0%}{' own loops' if settings.get('looping_outputs_sha256') else ''}, "
+        f"{settings['ditto_lambda']}, {settings['ditto_weight']} |"
     )
 
 
@@ -86,7 +95,8 @@ tokens (`drafts/looping.py`).
 Trained by `python -m reference.train_target` on {tokens:,} tokens (standard library {parts["stdlib"]:.0%}, chat pairs made
 from it {parts["chat"]:.0%}, dependencies {parts["dependencies"]:.0%}) with Muon and AdamW, in legs (`--start-from`),
 each with its own warm-up and decay to zero and, while the rates fall, the DITTO loss (arXiv 2206.02369) on a share of
-the rows. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
+the rows: repeated spans of text, or ("own loops") greedy continuations of training prompts that loop, as `python -m
+reference.looping_outputs` wrote them. No layer was ever copied. Two CPU cores, bf16, libiomp5 preloaded.
 
 | leg | tokens in windows of 256 + 512 | seed | rates Muon / AdamW | decay | DITTO: rows, lambda, weight |
 |---|---|---|---|---|---|
@@ -106,6 +116,7 @@ def main(
 ) -> None:
     """Copy the trained checkpoint to its place, evaluate it and write its card."""
     shutil.copytree(trained / "target", out, dirs_exist_ok=True)
+    forget_the_machine(out)
     model, tokenizer = load_target(out)
     chosen = read_prompts(prompts)
     texts = greedy(out, chosen, max_tokens, trained / "engine.log")
