@@ -91,8 +91,7 @@ def _print_estimate(recipe: Any) -> None:
     for line in lines:
         table.add_row(line.stage, line.what, "–" if line.seconds is None else f"{line.seconds:,.0f} s")
     table.add_row("", f"target: {target.total / 1e6:,.1f} M parameters, {target.bytes() / 2**20:,.0f} MiB in bf16", "")
-    if draft:
-        table.add_row("", f"weights read per token, draft / target: {draft.work / target.work:.3f}", "")
+    table.add_row("", f"weights read per token, draft / target: {draft.work / target.work:.3f}", "")
     table.add_row(
         "", "total (rough: from sizes and this machine's matrix speed)", f"{sum(x.seconds or 0 for x in lines):,.0f} s"
     )

@@ -48,11 +48,8 @@ def recovery_bytes(draft: Sizes, method: str) -> int:
     return draft.total * (16 if method == "full" else 4)
 
 
-def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes | None, list[Line]]:
-    """(sizes of the target, of the draft, lines of the estimate) at ``rate`` FLOPs per second.
-
-    The draft is None when its layers depend on scores that are not measured yet and their number is not given.
-    """
+def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
+    """(sizes of the target, of the draft, lines of the estimate) at ``rate`` FLOPs per second."""
     config = load_config(recipe.target)
     layers = config.num_hidden_layers
     kept = decide(layers, recipe.prune)

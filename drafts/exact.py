@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,21 +25,21 @@ class Difference:
     Attributes:
         position: index of the first differing token.
         tokens: the two tokens there, without and with draft; OTHER (-1) where one ended before.
-        gap: absolute difference of the target's float32 logits of the two.
-        lag: how far the lesser of the two lies below the best logit.
+        gap: absolute difference of the target's float32 logits of the two; None where one ended before.
+        lag: how far the lesser of the two lies below the best logit; None where one ended before.
         rounding: largest deviation of bfloat16 from float32 logits among the most likely tokens along this text.
     """
 
     position: int
     tokens: tuple[int, int]
-    gap: float
-    lag: float
+    gap: float | None
+    lag: float | None
     rounding: float
 
     @property
     def tie(self) -> bool:
         """Whether rounding explains it: each of two runs may move each of two logits by ``rounding``."""
-        return self.lag <= 2 * self.rounding
+        return self.lag is not None and self.lag <= 2 * self.rounding
 
 
 class ExactTarget:
@@ -79,7 +78,7 @@ class ExactTarget:
             return None
         if position == both:
             ends = (*plain, OTHER)[position], (*drafted, OTHER)[position]
-            return Difference(position, ends, gap=math.inf, lag=math.inf, rounding=0.0)
+            return Difference(position, ends, gap=None, lag=None, rounding=0.0)
         text = [prompt + plain[:position]]
         exact, rounded = self._logits(text, "float32")[0], self._logits(text, "bfloat16")[0]
         start = len(prompt) - 1

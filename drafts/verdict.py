@@ -95,6 +95,8 @@ class VerifyReport:
 
 
 def _difference_line(name: str, difference: Difference) -> str:
+    if difference.gap is None:
+        return f"greedy: prompt {name}: one output ends at token {difference.position}, the other goes on"
     verdict = "a tie of bfloat16" if difference.tie else "NOT a tie"
     return (
         f"greedy: prompt {name} differs at token {difference.position}: logit gap {difference.gap:.4f}, "

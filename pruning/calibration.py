@@ -92,8 +92,6 @@ def parse_record(line: str, source: str) -> Sample:
     Raises:
         InputError: with ``source`` (file and line number) and what is wrong.
     """
-    if not line.strip():
-        raise InputError(f'{source} is empty; every line must be {{"prompt": …}} or {{"messages": […]}}')
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -111,11 +109,11 @@ def read_samples(path: Path, sequence_length: int) -> list[Sample]:
     """Reads prompts from a .jsonl file, or cuts any other file, as plain text, into pieces.
 
     Raises:
-        InputError: unreadable or empty file; empty or malformed line, with its number.
+        InputError: unreadable or empty file; malformed line, with its number. Blank lines of a .jsonl file are skipped.
     """
     lines = _decoded_lines(path)
     if path.suffix == ".jsonl":
-        return [parse_record(line, f"{path}: line {number}") for number, line in lines]
+        return [parse_record(line, f"{path}: line {number}") for number, line in lines if line.strip()]
     text, length = "\n".join(line for _, line in lines), sequence_length * PIECE_CHARACTERS
     return [Sample(str(path), text=text[start : start + length]) for start in range(0, len(text), length)]
 

@@ -37,8 +37,6 @@ def test_a_conversation_that_ends_with_an_answer_asks_for_none():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "line 2 is empty"),
-        ("   ", "line 2 is empty"),
         ("{", "line 2 is not valid JSON"),
         ('"text"', 'line 2 must be an object with either "prompt" or "messages"'),
         ("{}", "line 2 must be an object"),
@@ -57,6 +55,11 @@ def test_bad_lines_are_refused_with_file_and_line(tmp_path, line, said):
         calibration.read_samples(file, 16)
     assert str(error.value).startswith(f"{file}: {said}")
     assert "\n" not in str(error.value)
+
+
+def test_blank_lines_are_skipped_and_still_counted(tmp_path):
+    file = write(tmp_path, '{"prompt": "a"}', "", "   ", '{"prompt": "b"}')
+    assert [sample.source for sample in calibration.read_samples(file, 16)] == [f"{file}: line 1", f"{file}: line 4"]
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
