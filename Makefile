@@ -32,7 +32,7 @@ serve: setup
 results: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out benchmarks/reference.json --set max_tokens=64 --set repeats=1
+		--out benchmarks/reference.json --set max_tokens=48 --set repeats=1
 	$(BIN)/python -m benchmarks.render
 
 test: setup-dev
@@ -54,14 +54,14 @@ $(BIN)/python:
 
 # torch comes first and by itself: the CPU build where the index has one.
 $(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-deps torch==2.13.0+cpu 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --no-deps torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps torch==2.13.0+cpu 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --no-compile --no-deps torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(DEV_STAMP): $(STAMP) requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements/dev.txt
 	touch $@
 
 clean:
