@@ -17,13 +17,13 @@ export HF_HUB_OFFLINE := 1
 PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 
-.PHONY: demo test serve results check setup setup-dev clean
+.PHONY: demo test test-build test-serving serve results check setup setup-dev clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out $(BUILD)/comparison.json \
-		--set prompts_per_kind=8 --set max_tokens=48 --set repeats=1 --set block_size=4
+		--set prompts_per_kind=6 --set max_tokens=48 --set repeats=1 --set block_size=3
 
 serve: setup
 	$(RUN) build recipes/reference.yaml
@@ -37,7 +37,14 @@ results: setup
 
 test: setup-dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit
-	$(BIN)/python -m pytest --durations=8 tests/integration
+	$(MAKE) --no-print-directory --jobs=2 test-build test-serving
+
+# An engine's start keeps one core busy: the tests that build a pair and those that serve one run beside each other.
+test-build: setup-dev
+	$(BIN)/python -m pytest --durations=4 tests/integration/test_build.py
+
+test-serving: setup-dev
+	$(BIN)/python -m pytest --durations=4 --ignore=tests/integration/test_build.py tests/integration
 
 check: setup-dev
 	$(BIN)/ruff check .

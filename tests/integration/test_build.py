@@ -39,7 +39,7 @@ choose: {{min_gain: 0.0}}
 
 def understudy(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "understudy", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def children_of(group: int) -> list[str]:
@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "understudy", "build", str(recipe)], cwd=ROOT, stderr=log, start_new_session=True
     )
     data = folder / "out" / ".data.partial" / "data.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while first.poll() is None and time.monotonic() < deadline:
         if data.exists() and len(data.read_text().splitlines()) >= 2:
             break
