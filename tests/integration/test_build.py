@@ -56,8 +56,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = small_recipe(folder)
     log = (folder / "first.log").open("w")
     first = subprocess.Popen(
-        [sys.executable, "-m", "understudy", "build", str(recipe)], cwd=ROOT, stderr=log, start_new_session=True
-    )
+        [sys.executable, "-m", "understudy", "build", str(recipe)], cwd=ROOT, stderr=log, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     data = folder / "out" / ".data.partial" / "data.jsonl"
     deadline = time.monotonic() + 600
     while first.poll() is None and time.monotonic() < deadline:
