@@ -5,13 +5,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from reference.batches import LoopingOutput, make_batch
 from reference.data import Windows
 from reference.target_model import causal_attention, initialise, target_config
 from reference.train_target import (
-    LoopingOutput,
     TrainingSettings,
     learning_rate_factor,
-    make_batch,
     target_loss,
 )
 
