@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drafts.comparing import HEADS, table_cells
+from drafts.comparing import HEADS, in_order, table_cells
 from stages.folders import write_text
 
 FOLDER = Path(__file__).parent
@@ -14,12 +14,8 @@ FOLDER = Path(__file__).parent
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows of a comparison as a Markdown table."""
-    methods = ("plain", "ngram", "draft")
-    ordered = sorted(
-        rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"], methods.index(row["method"]))
-    )
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    return "\n".join(lines + ["| " + " | ".join(table_cells(row)) + " |" for row in ordered])
+    return "\n".join(lines + ["| " + " | ".join(table_cells(row)) + " |" for row in in_order(rows)])
 
 
 def differences(records: list[dict[str, Any]]) -> str:

@@ -63,11 +63,21 @@ def methods_of(pair: Pair) -> list[Method]:
     return methods
 
 
+METHODS = ("plain", "ngram", "draft")
+"""Order of the methods in tables."""
+
 SHOWN = {
     "tokens/s": "tokens/s", "speed-up": "speed-up", "w/o loops": "no loops", "accept.": "accept.",
     "length": "length", "identical": "same", "looping": "loops",
 }  # fmt: skip
 """Columns of the printed table after the methods, and their heads there: what fits a terminal of 80 columns."""
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows by kind, concurrency, temperature and method."""
+    return sorted(
+        rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"], METHODS.index(row["method"]))
+    )
 
 
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -76,12 +86,8 @@ def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
     table.add_column("", no_wrap=True)
     for head in SHOWN.values():
         table.add_column(head, justify="right", no_wrap=True)
-    order = {"plain": 0, "ngram": 1}
-    ordered = sorted(
-        rows, key=lambda r: (r["kind"], r["concurrency"], r["temperature"], order.get(r["method"], len(order)))
-    )
     for (kind, concurrency, temperature), group in groupby(
-        ordered, key=lambda r: (r["kind"], r["concurrency"], r["temperature"])
+        in_order(rows), key=lambda r: (r["kind"], r["concurrency"], r["temperature"])
     ):
         table.add_row(f"[bold]{escape(kind)} ×{concurrency}, T={temperature:g}[/bold]")
         for row in group:
