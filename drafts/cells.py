@@ -17,9 +17,6 @@ from stages.progress import progress
 
 Tokenize = Callable[[str], Sequence[int]]
 
-SETTLE_S = 1.2
-"""Pause before a method's turn: vLLM's workers spin for a second after their last step, on a core the next one needs."""
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -62,11 +59,12 @@ def run_cells(
     sampling: Sampling,
     repeats: int,
     block_size: int,
+    settle_s: float = 0.0,
 ) -> list[Cell]:
     """Runs every cell; the methods take turns after each block of prompts, in an order that shifts with every turn.
 
     Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
-    methods. Each method first answers one prompt of every kind unmeasured.
+    methods. Each method first answers one prompt of every kind unmeasured. Before each turn there is a pause of ``settle_s``.
     """
     first = list({prompt.kind: prompt for prompt in prompts}.values())
     for url in urls.values():
@@ -84,7 +82,7 @@ def run_cells(
             seed = sampling.seed + 10_000 * repeat + start
             drawn = Sampling(sampling.max_tokens, condition.temperature, seed)
             for method in rotated(list(urls), turn):
-                time.sleep(SETTLE_S)
+                time.sleep(settle_s)
                 answers, wall = asyncio.run(ask_all(urls[method], MODEL, block, drawn, condition.concurrency))
                 cells.append(Cell(method, condition, turn, tuple(answers), wall))
                 advance(1, note=f"{method} {condition.kind}")

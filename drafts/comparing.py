@@ -17,7 +17,7 @@ from rich.table import Table
 from drafts.cells import conditions_of, differing, rows_of, run_cells
 from drafts.client import Sampling
 from drafts.encoding import fitting
-from drafts.methods import NGRAM, EngineOptions, Method, serving
+from drafts.methods import NGRAM, EngineOptions, Method, serving, settle_s
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
 from drafts.ties import judge_differences
@@ -151,6 +151,7 @@ def compare(
             Sampling(settings.max_tokens, seed=settings.seed),
             settings.repeats,
             settings.block_size,
+            settle_s(),
         )
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     record = {

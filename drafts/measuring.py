@@ -14,7 +14,7 @@ from drafts.cells import Cell, conditions_of, histogram, run_cells
 from drafts.choosing import Acceptance, Measurements, StepCost
 from drafts.client import Answer, Sampling
 from drafts.encoding import fitting
-from drafts.methods import EngineOptions, Method, draft_method, serving
+from drafts.methods import EngineOptions, Method, draft_method, serving, settle_s
 from drafts.prompts import prompts_hash, read_prompts, sample
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
@@ -99,7 +99,9 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
         with serving(target, methods, out.parent / "engine-logs", how) as urls:
             conditions = conditions_of(prompts, [settings.concurrency], settings.temperatures)
             sampling = Sampling(settings.max_tokens, seed=settings.seed)
-            cells = run_cells(urls, prompts, conditions, sampling, settings.repeats, settings.prompts_per_kind)
+            cells = run_cells(
+                urls, prompts, conditions, sampling, settings.repeats, settings.prompts_per_kind, settle_s()
+            )
         of = {method.name: [cell for cell in cells if cell.method == method.name] for method in methods}
         costs = (step_cost(of["plain"], 0), step_cost(of["draft-small"], small), step_cost(of["draft-large"], large))
         found = Measurements(

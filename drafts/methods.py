@@ -10,10 +10,19 @@ from typing import Any
 
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine
+from server.engine_command import cpu_build_installed, in_process_by_default
 from stages.progress import log
 
 MODEL = "target"
 NGRAM = {"method": "ngram", "prompt_lookup_max": 3, "num_speculative_tokens": 4}
+
+
+def settle_s() -> float:
+    """Pause that engines side by side need between turns, in seconds.
+
+    Where an engine on a CPU has a worker process, that spins for a second after its last step, on a core the next one needs.
+    """
+    return 1.2 if cpu_build_installed() and not in_process_by_default() else 0.0
 
 
 @dataclass(frozen=True)

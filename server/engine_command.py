@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,13 @@ from typing import Any
 from pydantic import Field
 
 from stages.settings import Settings
+
+FEW_CORES = 8
+"""Up to here a CPU engine keeps its model in its core process, whose OpenMP threads are then bound to no cores."""
+
+IN_PROCESS = "server.in_process.InProcessExecutor"
+RANKS = ("--tensor-parallel", "-tp", "--pipeline-parallel", "-pp", "--data-parallel", "-dp", "--distributed-executor")
+"""Options that ask for several workers or for an executor by name."""
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: the `vllm` script does not work in the rebuild for CPUs."""
@@ -33,6 +41,9 @@ class EngineSettings(Settings):
     cpu: bool | None = Field(default=None, description="None: when the engine's build for CPUs is installed")
     cpu_kv_cache_gib: int = Field(default=1, ge=1)
     enforce_eager: bool | None = Field(default=None, description="None: on a CPU, where compiling gains nothing")
+    in_process: bool | None = Field(
+        default=None, description="on a CPU: no worker process for the model; None: where there are few cores"
+    )
     preload: bool = Field(default=True, description="on a CPU: preload OpenMP and tcmalloc where they are found")
     start_timeout_s: float = Field(default=900.0, gt=0)
     stop_grace_s: float = Field(default=15.0, ge=0)
@@ -43,6 +54,22 @@ class EngineSettings(Settings):
     def on_cpu(self) -> bool:
         """Whether the engine computes on the CPU."""
         return cpu_build_installed() if self.cpu is None else self.cpu
+
+    @property
+    def runs_in_process(self) -> bool:
+        """Whether the model runs in the engine's core process: one rank on a CPU with few cores, unless told otherwise."""
+        wanted = in_process_by_default() if self.in_process is None else self.in_process
+        return self.on_cpu and wanted and not any(arg.startswith(RANKS) for arg in self.extra_args)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_process_by_default() -> bool:
+    """Whether cores are so few that a worker process beside the core process costs more than bound threads gain."""
+    return usable_cores() <= FEW_CORES
 
 
 def cpu_build_installed() -> bool:
@@ -80,6 +107,10 @@ def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, 
         preload = [library for library in libraries if library not in known] + [name for name in known if name]
         if preload:
             result["LD_PRELOAD"] = ":".join(preload)
+    if settings.runs_in_process:  # as vLLM sets them for a worker: one core stays free for the engine's front end
+        result.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)))
+        result.setdefault("KMP_BLOCKTIME", "5")
+        result.setdefault("KMP_TPAUSE", "0")
     return {**result, **settings.environment}
 
 
@@ -100,6 +131,7 @@ def command(settings: EngineSettings, port: int) -> list[str]:
         "--dtype", settings.dtype, "--disable-uvicorn-access-log",
         *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),
         *(["--enforce-eager"] if eager else []),
+        *(["--distributed-executor-backend", IN_PROCESS] if settings.runs_in_process else []),
         *_speculation(settings.speculative_config),
         *settings.extra_args,
     ]  # fmt: skip

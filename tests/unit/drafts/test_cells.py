@@ -59,7 +59,6 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
         return [answer(prompt.id, "x", 1.0) for prompt in prompts], 1.0
 
     monkeypatch.setattr("drafts.cells.ask_all", ask_all)
-    monkeypatch.setattr("drafts.cells.SETTLE_S", 0.0)
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(5)]
     urls = {"plain": "p", "draft": "d"}
     made = run_cells(urls, prompts, [GREEDY], Sampling(4, seed=7), repeats, block_size=2)

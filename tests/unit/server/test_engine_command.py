@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from server.engine_command import EngineSettings, command, environment, preloadable
+
+BACKEND = "--distributed-executor-backend"
 
 
 def settings(**more: object) -> EngineSettings:
@@ -29,6 +33,25 @@ def test_eager_on_a_cpu_unless_told_otherwise() -> None:
     assert "--enforce-eager" in command(settings(), 1)
     assert "--enforce-eager" not in command(settings(cpu=False), 1)
     assert "--enforce-eager" not in command(settings(enforce_eager=False), 1)
+
+
+def test_no_worker_process_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_process(**more: object) -> bool:
+        line = command(settings(**more), 1)
+        return BACKEND in line and line[line.index(BACKEND) + 1].startswith("server.")
+
+    monkeypatch.setattr("server.engine_command.usable_cores", lambda: 2)
+    assert in_process()
+    assert not in_process(cpu=False)
+    assert not in_process(in_process=False)
+    assert not in_process(extra_args=("--tensor-parallel-size", "2"))
+    assert not in_process(extra_args=("--distributed-executor-backend=mp",))
+    assert environment(settings(), {})["OMP_NUM_THREADS"] == "1"
+    assert environment(settings(), {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr("server.engine_command.usable_cores", lambda: 64)
+    assert not in_process()
+    assert in_process(in_process=True)
+    assert "OMP_NUM_THREADS" not in environment(settings(), {})
 
 
 def test_environment_of_a_cpu_engine() -> None:
