@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class Difference:
         tokens: the two tokens there, without and with draft; OTHER (-1) where one ended before.
         gap: absolute difference of the target's float32 logits of the two; None where one ended before.
         lag: how far the lesser of the two lies below the best logit; None where one ended before.
-        rounding: largest deviation of bfloat16 from float32 logits among the most likely tokens along this text.
+        rounding: how far a run in bfloat16 may move a logit here: the largest deviation from float32 among the most likely
+            tokens along this text, and no less than the distance of neighbouring bfloat16 numbers at the best logit.
     """
 
     position: int
@@ -40,6 +42,11 @@ class Difference:
     def tie(self) -> bool:
         """Whether rounding explains it: each of two runs may move each of two logits by ``rounding``."""
         return self.lag is not None and self.lag <= 2 * self.rounding
+
+
+def bfloat16_step(value: float) -> float:
+    """Distance from ``value`` to the next bfloat16 number: 8 significant bits, so 2^-7 of its power of two."""
+    return math.ldexp(1.0, math.frexp(value)[1] - 8) if value else 0.0
 
 
 class ExactTarget:
@@ -83,7 +90,8 @@ class ExactTarget:
         exact, rounded = self._logits(text, "float32")[0], self._logits(text, "bfloat16")[0]
         start = len(prompt) - 1
         top = exact[start:].topk(min(NUM_TOP, exact.shape[-1]), dim=-1).indices
-        rounding = float((exact - rounded)[start:].gather(-1, top).abs().max())
+        seen = float((exact - rounded)[start:].gather(-1, top).abs().max())
+        rounding = max(seen, bfloat16_step(float(rounded[-1].max())))
         pair = exact[-1][[plain[position], drafted[position]]]
         return Difference(
             position, (plain[position], drafted[position]), float((pair[0] - pair[1]).abs()),

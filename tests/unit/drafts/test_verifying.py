@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from drafts import verifying
 from drafts.distribution import OTHER, Prefix
-from drafts.exact import Difference, ExactTarget
+from drafts.exact import Difference, ExactTarget, bfloat16_step
 from drafts.verdict import GreedyResult, SampledResult, VerifyReport
 from drafts.verifying import (
     Prompted,
@@ -122,6 +123,26 @@ def test_an_output_that_ends_before_the_other_is_no_tie(folder: Path, target: Ex
 @pytest.mark.parametrize(("lag", "tie"), [(0.0, True), (0.02, True), (0.021, False), (3.0, False)])
 def test_a_tie_lies_within_what_two_runs_can_round(lag: float, tie: bool) -> None:
     assert Difference(0, (1, 2), gap=lag, lag=lag, rounding=0.01).tie == tie
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, 7.9, 8.0, 10.5, -3.0])
+def test_a_step_of_bfloat16_is_the_distance_of_neighbours(value: float) -> None:
+    number = torch.tensor(value, dtype=torch.bfloat16)
+    away = torch.tensor(math.copysign(math.inf, value), dtype=torch.bfloat16)
+    assert bfloat16_step(float(number)) == float((torch.nextafter(number, away) - number).abs())
+
+
+def test_rounding_is_no_less_than_a_step_at_the_best_logit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along a short text the deviations may all be small by chance (here: none at all)."""
+    target = ExactTarget(folder / "target")
+    exact = target._models["float32"]
+    monkeypatch.setitem(target._models, "bfloat16", exact)
+    output = greedy(folder, 1)
+    difference = target.difference(PROMPT.tokens, output, ((output[0] + 1) % 128,))
+    with torch.inference_mode():
+        best = float(exact(torch.tensor([PROMPT.tokens])).logits[0, -1].max())
+    assert difference is not None
+    assert difference.rounding == bfloat16_step(best) > 0
 
 
 def test_two_equally_bad_tokens_are_no_tie() -> None:
