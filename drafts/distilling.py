@@ -53,7 +53,7 @@ class DistillSettings(Settings):
     backend: Literal["vllm", "transformers", "url"] = "vllm"
     url: str | None = None
     model: str = "target"
-    concurrency: int = Field(default=32, ge=1)
+    concurrency: int = Field(default=128, ge=1)
     max_model_len: int = Field(default=512, ge=16)
 
 
@@ -125,7 +125,7 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
         return
     engine = EngineSettings(
         model=target, served_model_name=settings.model, max_model_len=settings.max_model_len,
-        log_file=log_file, max_num_seqs=settings.concurrency,
+        log_file=log_file, max_num_seqs=settings.concurrency, spare_core=False,
         extra_args=("--max-num-batched-tokens", str(PREFILL_TOKENS)),
     )  # fmt: skip
     with LocalEngine(engine) as running:

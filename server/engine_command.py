@@ -44,6 +44,10 @@ class EngineSettings(Settings):
     in_process: bool | None = Field(
         default=None, description="on a CPU: no worker process for the model; None: where there are few cores"
     )
+    spare_core: bool = Field(
+        default=True,
+        description="in process: one core stays free for the front end; False where only throughput counts",
+    )
     preload: bool = Field(default=True, description="on a CPU: preload OpenMP and tcmalloc where they are found")
     start_timeout_s: float = Field(default=900.0, gt=0)
     stop_grace_s: float = Field(default=15.0, ge=0)
@@ -107,8 +111,8 @@ def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, 
         preload = [library for library in libraries if library not in known] + [name for name in known if name]
         if preload:
             result["LD_PRELOAD"] = ":".join(preload)
-    if settings.runs_in_process:  # as vLLM sets them for a worker: one core stays free for the engine's front end
-        result.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - 1)))
+    if settings.runs_in_process:  # as vLLM sets them for a worker
+        result.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - settings.spare_core)))
         result.setdefault("KMP_BLOCKTIME", "5")
         result.setdefault("KMP_TPAUSE", "0")
     return {**result, **settings.environment}
