@@ -74,10 +74,10 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
     for offset, method in enumerate(methods):
         own = {(row["kind"], row["concurrency"]): row for row in chosen if row["method"] == method}
         heights = [own[place]["speedup"] for place in places]
-        below = [own[place]["speedup"] - own[place]["speedup_low"] for place in places]
-        above = [own[place]["speedup_high"] - own[place]["speedup"] for place in places]
         x = [i + offset * width for i in range(len(places))]
-        axis.bar(x, heights, width * 0.92, yerr=[below, above], capsize=2, label=method, color=COLOURS.get(method))
+        axis.bar(x, heights, width * 0.92, label=method, color=COLOURS.get(method))
+        low, high = ([own[place][f"speedup_{end}"] for place in places] for end in ("low", "high"))
+        axis.vlines(x, low, high, color="black", linewidth=1)  # a ratio of totals may lie outside the turns' range
         for a, b in zip(x, heights, strict=True):
             axis.text(a, 0.04, f"{b:.2f}", ha="center", va="bottom", fontsize=7, color="white")
     axis.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(places))])

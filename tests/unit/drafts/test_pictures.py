@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from drafts.pictures import draw_comparison
+
+
+def test_a_speed_up_outside_the_range_of_its_turns_can_be_drawn(tmp_path: Path) -> None:
+    """Turns of unequal answers: the ratio of totals is no average of their ratios."""
+    row = {"method": "draft", "kind": "code", "concurrency": 1, "temperature": 0.0}
+    rows = [{**row, "speedup": 1.3, "speedup_low": 1.31, "speedup_high": 1.4}]
+    draw_comparison(rows, tmp_path / "speedup.png")
+    assert (tmp_path / "speedup.png").stat().st_size > 1000
