@@ -162,5 +162,5 @@ def compare(
     write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
     record["differing_outputs"] = judge_differences(target, differing(cells), {p.id: p for p in prompts}, tokenizer)
     write_text(out, json.dumps(record, indent=1) + "\n")
-    draw_comparison(rows, out.with_suffix(".png"))
+    draw_comparison(in_order(rows), out.with_suffix(".png"))
     return rows
