@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import Field
 
+from server.drafting import can_be_direct, direct_arguments
 from stages.settings import Settings
 
 FEW_CORES = 8
 """Up to here a CPU engine keeps its model in its core process, whose OpenMP threads are then bound to no cores."""
 
-IN_PROCESS = "server.in_process.InProcessExecutor"
+IN_PROCESS = "server.in_engine.executor.InProcessExecutor"
 RANKS = ("--tensor-parallel", "-tp", "--pipeline-parallel", "-pp", "--data-parallel", "-dp", "--distributed-executor")
 """Options that ask for several workers or for an executor by name."""
 
@@ -48,6 +49,10 @@ class EngineSettings(Settings):
         default=True,
         description="in process: one core stays free for the front end; False where only throughput counts",
     )
+    direct_drafting: bool | None = Field(
+        default=None,
+        description="our proposer runs a small draft instead of the engine's own; None: on a CPU, where it can",
+    )
     preload: bool = Field(default=True, description="on a CPU: preload OpenMP and tcmalloc where they are found")
     start_timeout_s: float = Field(default=900.0, gt=0)
     stop_grace_s: float = Field(default=15.0, ge=0)
@@ -64,6 +69,13 @@ class EngineSettings(Settings):
         """Whether the model runs in the engine's core process: one rank on a CPU with few cores, unless told otherwise."""
         wanted = in_process_by_default() if self.in_process is None else self.in_process
         return self.on_cpu and wanted and not any(arg.startswith(RANKS) for arg in self.extra_args)
+
+    @property
+    def drafts_directly(self) -> bool:
+        """Whether our own proposer runs the draft: one rank, a draft it can run, and on a CPU unless told otherwise."""
+        wanted = self.on_cpu if self.direct_drafting is None else self.direct_drafting
+        alone = not any(arg.startswith((*RANKS, "--additional-config")) for arg in self.extra_args)
+        return wanted and alone and can_be_direct(self.speculative_config)
 
 
 def usable_cores() -> int:
@@ -118,11 +130,14 @@ def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, 
     return {**result, **settings.environment}
 
 
-def _speculation(config: dict[str, Any] | None) -> list[str]:
+def _speculation(settings: EngineSettings) -> list[str]:
     """Draft options; the per-request record is refused by engines that do not speculate."""
+    config, more = settings.speculative_config, list[str]()
     if config is None:
         return []
-    return ["--speculative-config", json.dumps(config), "--per-request-spec-decode-metrics", "summary"]
+    if settings.drafts_directly:
+        config, more = direct_arguments(config)
+    return ["--speculative-config", json.dumps(config), "--per-request-spec-decode-metrics", "summary", *more]
 
 
 def command(settings: EngineSettings, port: int) -> list[str]:
@@ -136,6 +151,6 @@ def command(settings: EngineSettings, port: int) -> list[str]:
         *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),
         *(["--enforce-eager"] if eager else []),
         *(["--distributed-executor-backend", IN_PROCESS] if settings.runs_in_process else []),
-        *_speculation(settings.speculative_config),
+        *_speculation(settings),
         *settings.extra_args,
     ]  # fmt: skip

@@ -18,14 +18,17 @@ from drafts.verdict import SampledResult
 from drafts.verifying import VerifySettings, judge_samples, read_prompted, sampled_outputs, verify
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
+from server.in_engine.sampling_repair import SWITCH
 from server.pair import Pair, read_pair
 from server.sampling_check import check_engine, complete
-from server.sampling_repair import SWITCH
-from stages.errors import CheckFailed
+from stages.errors import CheckFailed, EngineError
 from tests.integration.conftest import PROJECT
 from tests.integration.pico_pair import write_pairs
 
 pytestmark = pytest.mark.engine
+
+CHUNK = 48
+"""Tokens of a prompt that these engines read at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def exact(pairs: Path) -> ExactTarget:
 def engine(pair: Pair, log_file: Path, **environment: str) -> Iterator[str]:
     settings = EngineSettings(
         model=pair.target, served_model_name="pico", speculative_config=pair.speculative_config, max_model_len=256,
-        log_file=log_file, environment=environment,
+        log_file=log_file, environment=environment, max_num_seqs=CHUNK, extra_args=("--max-num-batched-tokens", str(CHUNK)),
     )  # fmt: skip
     with LocalEngine(settings) as running:
         yield running.url
@@ -76,6 +79,13 @@ def serve_elsewhere(pair: Path, engine_url: str) -> tuple[int, str]:
     return process.wait(60), "".join(said)
 
 
+def seeded_in_chunks(url: str) -> int:
+    """Asks with a seed and a prompt that is read in three chunks; how many tokens come back."""
+    prompt = " ".join(f"w{1 + i % 100}" for i in range(2 * CHUNK + 20))
+    asked = {"model": "pico", "prompt": prompt, "seed": 5, "temperature": 1.0, "max_tokens": 8, "ignore_eos": True}
+    return int(complete(url, asked, 60)["usage"]["completion_tokens"])
+
+
 def test_a_repaired_pair_with_probabilistic_drafting_is_lossless(pairs: Path) -> None:
     report = verify(pairs / "probabilistic", settings_for(pairs, temperatures=(1.0, 0.6)))
     print(*report.lines(), sep="\n")
@@ -84,7 +94,7 @@ def test_a_repaired_pair_with_probabilistic_drafting_is_lossless(pairs: Path) ->
     assert all(result.fit.df > 50 and result.detectable < 0.2 for result in report.sampled)
 
 
-def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_k(
+def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_k_and_seeds(
     pairs: Path, exact: ExactTarget
 ) -> None:
     pair = read_pair(pairs / "default")
@@ -94,8 +104,10 @@ def test_a_repaired_engine_with_default_drafting_samples_right_and_survives_top_
         answer = complete(
             url, {"model": "pico", "prompt": "w5 w6", "top_k": 5, "temperature": 1.0, "max_tokens": 8}, 60
         )
+        tokens = seeded_in_chunks(url)
         served, said = serve_elsewhere(pairs / "default", url)
     assert result.passed
+    assert tokens == 8
     assert answer["usage"]["completion_tokens"] >= 1
     assert served == 0, said
     assert "gateway: ready, serving pico" in said
@@ -108,6 +120,8 @@ def test_the_engine_as_installed_is_found_out(pairs: Path, exact: ExactTarget) -
             check_engine(url, "pico")
         result = sample_and_judge(url, pair, exact, settings_for(pairs), 1.0)
         refused, said = serve_elsewhere(pairs / "default", url)
+        with pytest.raises(EngineError):  # it ends the whole engine
+            seeded_in_chunks(url)
     assert refused == CheckFailed.exit_code, said
     assert "does not sample from the model's distribution" in said.splitlines()[-1]
     print(caught.value, result.line(), sep="\n")

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from server.drafting import ADDITIONAL, SMALL_BYTES, can_be_direct
 from server.engine_command import EngineSettings, command, environment, preloadable
 
 BACKEND = "--distributed-executor-backend"
+
+DRAFT = {"method": "draft_model", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
 
 
 def settings(**more: object) -> EngineSettings:
@@ -71,3 +75,54 @@ def test_libraries_are_preloaded_where_they_are_found(tmp_path: Path) -> None:
     made = environment(settings(python=tmp_path / "bin" / "python"), {"LD_PRELOAD": "theirs.so"})
     assert made["LD_PRELOAD"].split(":")[0] == str(openmp)
     assert made["LD_PRELOAD"].split(":")[-1] == "theirs.so"
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def test_a_small_draft_is_run_directly_on_a_cpu(draft: Path) -> None:
+    schedule = {"num_speculative_tokens_per_batch_size": [[1, 8, 3], [9, 16, 1]]}
+    line = command(settings(speculative_config={**DRAFT, "model": str(draft), **schedule}), 1)
+    config = json.loads(line[line.index("--speculative-config") + 1])
+    module, name = config.pop("model").rsplit(".", 1)
+    assert config == {"method": "custom_class", "num_speculative_tokens": 3, **schedule}
+    assert hasattr(importlib.import_module(module), name)
+    assert json.loads(line[line.index("--additional-config") + 1]) == {ADDITIONAL: str(draft)}
+    assert line[line.index("--per-request-spec-decode-metrics") + 1] == "summary"
+
+
+@pytest.mark.parametrize(
+    ("more", "config"),
+    [
+        ({"cpu": False}, {}),
+        ({"direct_drafting": False}, {}),
+        ({"extra_args": ("--tensor-parallel-size=2",)}, {}),
+        ({"extra_args": ("--additional-config={}",)}, {}),
+        ({}, {"draft_sample_method": "greedy"}),
+        ({}, {"parallel_drafting": True}),
+        ({}, {"method": "eagle"}),
+    ],
+)
+def test_otherwise_the_engine_drafts_itself(draft: Path, more: dict[str, object], config: dict[str, object]) -> None:
+    asked = {**DRAFT, "model": str(draft), **config}
+    line = command(settings(speculative_config=asked, **more), 1)
+    assert json.loads(line[line.index("--speculative-config") + 1]) == asked
+
+
+def test_drafts_that_are_large_or_of_another_family_are_left_to_the_engine(draft: Path) -> None:
+    asked = {**DRAFT, "model": str(draft)}
+    assert can_be_direct(asked)
+    with (draft / "model.safetensors").open("wb") as file:
+        file.truncate(SMALL_BYTES + 1)
+    assert not can_be_direct(asked)
+    (draft / "model.safetensors").write_bytes(b"weights")
+    (draft / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
+    assert not can_be_direct(asked)
+    (draft / "config.json").write_text("{")
+    assert not can_be_direct(asked)
+    assert not can_be_direct({**DRAFT, "model": "/nowhere"})
+    assert not can_be_direct(None)

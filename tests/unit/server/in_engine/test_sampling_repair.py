@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.sampling_repair import (
+from server.in_engine.sampling_repair import (
     REPAIRS,
     Repair,
     expand_is_faulty,
@@ -118,7 +118,7 @@ def run_python(code: str) -> str:
 
 
 def test_importing_the_plugin_imports_neither_torch_nor_vllm() -> None:
-    code = "import server.sampling_repair, sys; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    code = "import server.in_engine.sampling_repair, sys; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     assert run_python(code) == "[]"
 
 

@@ -1,0 +1,238 @@
+"""A proposer that runs a small draft straight in torch, beside the engine's model.
+
+vLLM's own draft-model proposer takes the draft through all that a served model goes through, for every draft token. On a GPU
+CUDA graphs hide that; on a CPU it is most of the draft's cost. This one is vLLM's ``custom_class`` method (``DirectProposer``):
+it keeps its own cache for each request, reads only the tokens that are new to it, and draws each token from the draft's softmax
+at the request's temperature, as vLLM's probabilistic drafting does. The engine judges the draft tokens as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.drafting import ADDITIONAL
+from server.in_engine.draft_network import DraftNetwork
+
+CACHE_BYTES = 1 << 30
+"""What the draft's own cache may take; requests beyond it are served without draft tokens."""
+
+CHUNK = 512
+"""Tokens of a prompt that are read at a time, which bounds the attention's scores."""
+
+SHORT = 8
+"""New tokens of a request that are read together with the other requests'."""
+
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy, as in vLLM's sampler."""
+
+_log = logging.getLogger("vllm.understudy.direct_drafting")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of a step.
+
+    Attributes:
+        tokens: all its tokens so far, the newest last.
+        temperature: below ``GREEDY_BELOW`` it is decoded greedily.
+        generator: of a request with a seed.
+    """
+
+    request_id: str
+    tokens: Sequence[int]
+    temperature: float = 0.0
+    generator: torch.Generator | None = None
+
+
+@dataclass
+class _Sequence:
+    """What the draft remembers of one request.
+
+    Attributes:
+        known: tokens of the request whose keys and values are in the slot.
+        guesses: draft tokens whose keys and values follow them there.
+    """
+
+    slot: int
+    known: int = 0
+    guesses: list[int] = field(default_factory=list)
+
+    def catch_up(self, tokens: Sequence[int]) -> None:
+        """Counts the guesses that came true as known; the newest token is always read again, for what follows it."""
+        for guess in self.guesses:
+            if self.known >= len(tokens) - 1 or tokens[self.known] != guess:
+                break
+            self.known += 1
+        self.guesses = []
+        self.known = min(self.known, len(tokens) - 1)
+
+
+class Drafter:
+    """A draft network and the requests that it follows.
+
+    Args:
+        network: the draft.
+        cache_bytes: see ``CACHE_BYTES``.
+    """
+
+    def __init__(self, network: DraftNetwork, cache_bytes: int = CACHE_BYTES):
+        self._network = network
+        self._max_positions = cache_bytes // network.bytes_per_position
+        self._sequences: dict[str, _Sequence] = {}
+
+    def forget_all_but(self, request_ids: Sequence[str]) -> None:
+        """Frees the slots of requests that are gone."""
+        for request_id in self._sequences.keys() - set(request_ids):
+            del self._sequences[request_id]
+
+    def draft(self, rows: Sequence[Row], count: int) -> tuple[dict[str, list[int]], Tensor | None]:
+        """``count`` draft tokens for each row that the cache has room for.
+
+        Returns:
+            Draft tokens by request, and the probabilities that they were drawn from, float32
+            [drafted requests, count, vocabulary] in the same order; None where all are greedy.
+        """
+        drafted = [(row, found) for row in rows if (found := self._follow(row, count)) is not None]
+        if not drafted:
+            return {}, None
+        slots, ends = [sequence.slot for _, sequence in drafted], [len(row.tokens) for row, _ in drafted]
+        choose = _Chooser([row for row, _ in drafted])
+        hidden = self._read_new(drafted)
+        chosen = [choose(self._network.logits(hidden))]
+        for step in range(count - 1):
+            hidden = self._network.forward(chosen[-1][:, None], [end + step for end in ends], slots)[:, 0]
+            chosen.append(choose(self._network.logits(hidden)))
+        guesses = torch.stack(chosen, 1).tolist()
+        for (row, sequence), guess in zip(drafted, guesses, strict=True):
+            sequence.known, sequence.guesses = len(row.tokens), guess[:-1]
+        return {row.request_id: guess for (row, _), guess in zip(drafted, guesses, strict=True)}, choose.probabilities()
+
+    def _follow(self, row: Row, count: int) -> _Sequence | None:
+        """The row's sequence, up to date; None where the cache has no room for it."""
+        found = self._sequences.get(row.request_id)
+        if found is None:
+            taken = {other.slot for other in self._sequences.values()}
+            found = _Sequence(next(slot for slot in range(len(taken) + 1) if slot not in taken))
+        if not self._network.reserve(found.slot + 1, len(row.tokens) + count, self._max_positions):
+            self._sequences.pop(row.request_id, None)
+            return None
+        self._sequences[row.request_id] = found
+        found.catch_up(row.tokens)
+        return found
+
+    def _read_new(self, drafted: Sequence[tuple[Row, _Sequence]]) -> Tensor:
+        """Reads what is new of every sequence; hidden states [sequences, hidden] of the newest tokens."""
+        for row, sequence in drafted:
+            self._read_prompt(row.tokens, sequence)
+        new = [[int(token) for token in row.tokens[sequence.known :]] for row, sequence in drafted]
+        width = max(map(len, new))
+        padded = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in new])
+        hidden = self._network.forward(padded, [s.known for _, s in drafted], [s.slot for _, s in drafted])
+        return hidden[torch.arange(len(new)), torch.tensor([len(tokens) - 1 for tokens in new])]
+
+    def _read_prompt(self, tokens: Sequence[int], sequence: _Sequence) -> None:
+        """Reads in chunks what would make the pass of all sequences long; its last token is left for that pass."""
+        while (left := len(tokens) - 1 - sequence.known) > SHORT:
+            chunk = [int(token) for token in tokens[sequence.known : sequence.known + min(left, CHUNK)]]
+            self._network.forward(torch.tensor([chunk]), [sequence.known], [sequence.slot])
+            sequence.known += len(chunk)
+
+
+class _Chooser:
+    """Chooses the next draft token of every row, and keeps the probabilities it was drawn from."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self._sampled = [index for index, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
+        self._generators = [(index, rows[index].generator) for index in self._sampled if rows[index].generator]
+        self._temperatures = torch.tensor(
+            [[row.temperature if row.temperature >= GREEDY_BELOW else 1.0] for row in rows]
+        )
+        self._greedy = torch.tensor([row.temperature < GREEDY_BELOW for row in rows])
+        self._kept: list[Tensor] = []
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Tokens [rows] for float32 logits [rows, vocabulary]: argmax, or drawn by the exponential race."""
+        if not self._sampled:
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits / self._temperatures, -1)
+        self._kept.append(probabilities)
+        noise = torch.empty_like(probabilities).exponential_()
+        for index, generator in self._generators:
+            noise[index].exponential_(generator=generator)
+        drawn = (probabilities / noise).argmax(-1)
+        return torch.where(self._greedy, logits.argmax(-1), drawn) if self._greedy.any() else drawn
+
+    def probabilities(self) -> Tensor | None:
+        """[rows, chosen tokens, vocabulary]; None where all rows are greedy."""
+        return torch.stack(self._kept, 1) if self._kept else None
+
+
+class DirectProposer:
+    """vLLM's ``custom_class`` interface over ``Drafter``.
+
+    vLLM gives a proposer of that kind tokens only. It is also told of request names, temperatures and the number of draft
+    tokens, and its probabilities are handed to the rejection sampler, by one method of the model runner (``attach``).
+    """
+
+    def __init__(self, vllm_config: Any):
+        self._folder = Path(vllm_config.additional_config[ADDITIONAL])
+        self._drafter: Drafter | None = None
+        attach()
+
+    def load_model(self, target: Any) -> None:
+        """Loads the draft; the target is not needed."""
+        with torch.inference_mode():
+            self._drafter = Drafter(DraftNetwork(self._folder))
+        _log.info("drafting directly from %s", self._folder)
+
+    def propose(self, *_: Any, **__: Any) -> list[list[int]]:
+        """What vLLM looks for; the model runner calls ``propose_for``."""
+        raise RuntimeError("the model runner of this vLLM is not the one that direct drafting is written for")
+
+    def propose_for(self, runner: Any, sampled: Sequence[Sequence[int]], sampling: Any, count: int) -> list[list[int]]:
+        """Draft tokens for every request of the batch, none for those whose prompt is not read yet.
+
+        Args:
+            runner: the model runner; it is left with the probabilities that the tokens were drawn from.
+            sampled: the tokens that each request has just got.
+            sampling: the batch's sampling metadata.
+            count: draft tokens for each request.
+        """
+        assert self._drafter is not None
+        batch = runner.input_batch
+        self._drafter.forget_all_but(batch.req_ids)
+        temperatures = [0.0] * len(sampled) if sampling.all_greedy else sampling.temperature.tolist()
+        rows = [
+            Row(request_id, batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
+                temperatures[index], sampling.generators.get(index))
+            for index, request_id in enumerate(batch.req_ids)
+            if sampled[index]
+        ]  # fmt: skip
+        drafts, probabilities = self._drafter.draft(rows, count) if count and rows else ({}, None)
+        runner._draft_probs = probabilities
+        runner._draft_prob_req_ids = None if probabilities is None else list(drafts)
+        return [drafts.get(request_id, []) for request_id in batch.req_ids]
+
+
+def attach() -> None:
+    """Lets the model runner give a ``DirectProposer`` what ``propose_for`` needs; harmless when done twice."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    original = GPUModelRunner.propose_draft_token_ids
+    if getattr(original, "direct", False):
+        return
+
+    def propose_draft_token_ids(self: Any, scheduled: Any, sampled: Any, sampling: Any, *rest: Any) -> Any:
+        if not isinstance(self.drafter, DirectProposer):
+            return original(self, scheduled, sampled, sampling, *rest)
+        return self.drafter.propose_for(self, sampled, sampling, scheduled.num_spec_tokens_to_schedule)
+
+    propose_draft_token_ids.direct = True  # type: ignore[attr-defined]
+    GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids

@@ -1,0 +1,135 @@
+"""Direct drafting: the draft's own continuation, drawn from the probabilities that are handed over, whatever came before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from drafts.distribution import critical_value
+from server.in_engine.direct_drafting import CHUNK, DirectProposer, Drafter, Row
+from server.in_engine.draft_network import DraftNetwork
+from tests.unit.pruning.pico import LLAMA, ids, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(LLAMA.model(max_position_embeddings=2048), tmp_path_factory.mktemp("draft"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def drafter(folder: Path) -> Drafter:
+    return Drafter(DraftNetwork(folder))
+
+
+def continued(model: PreTrainedModel, tokens: list[int], count: int) -> list[int]:
+    """The slow reference: greedy tokens, each from a forward pass over everything."""
+    found = list(tokens)
+    for _ in range(count):
+        found.append(int(model(torch.tensor([found])).logits[0, -1].argmax()))
+    return found[len(tokens) :]
+
+
+@torch.inference_mode()
+def test_greedy_drafts_are_the_drafts_own_continuation_after_accepted_and_rejected_tokens(
+    drafter: Drafter, model: PreTrainedModel
+) -> None:
+    tokens = {
+        name: ids(1, length, seed)[0].tolist() for name, length, seed in (("a", 30, 1), ("b", 3, 2), ("c", 17, 3))
+    }
+    accepted = {"a": (0, 4, 2, 1, 4), "b": (4, 0, 4, 3, 0), "c": (1, 1, 0, 4, 4)}
+    for step in range(5):
+        present = ["a", "c"] if step == 2 else ["b", "a", "c"]
+        drafts, probabilities = drafter.draft([Row(name, numpy.array(tokens[name])) for name in present], 4)  # type: ignore[arg-type]
+        assert probabilities is None
+        for name in present:
+            assert drafts[name] == continued(model, tokens[name], 4)
+            tokens[name] += [*drafts[name][: accepted[name][step]], (step * 31 + 7) % 256]
+
+
+@torch.inference_mode()
+def test_prompts_longer_than_a_chunk(drafter: Drafter, model: PreTrainedModel) -> None:
+    tokens = ids(1, 2 * CHUNK + 40)[0].tolist()
+    drafts, _ = drafter.draft([Row("long", tokens), Row("short", tokens[:5])], 3)
+    assert drafts == {"long": continued(model, tokens, 3), "short": continued(model, tokens[:5], 3)}
+
+
+@torch.inference_mode()
+def test_drawn_tokens_follow_the_probabilities_that_are_handed_over(drafter: Drafter, model: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    tokens = ids(1, 8)[0].tolist()
+    rows = [Row(f"r{i}", tokens, 0.7) for i in range(400)] + [Row("greedy", tokens)]
+    drafts, probabilities = drafter.draft(rows, 2)
+    assert probabilities is not None
+    assert probabilities.shape == (401, 2, LLAMA.config().vocab_size)
+    expected = torch.softmax(model(torch.tensor([tokens])).logits[0, -1] / 0.7, -1)
+    torch.testing.assert_close(probabilities[0, 0], expected, atol=1e-5, rtol=1e-4)
+    second = drafts["r5"]
+    after = torch.softmax(model(torch.tensor([[*tokens, second[0]]])).logits[0, -1] / 0.7, -1)
+    torch.testing.assert_close(probabilities[5, 1], after, atol=1e-5, rtol=1e-4)
+    counts = torch.bincount(torch.tensor([drafts[f"r{i}"][0] for i in range(400)]), minlength=len(expected)).float()
+    likely = expected > 5 / 400
+    observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
+    wanted = 400 * torch.cat([expected[likely], expected[~likely].sum()[None]])
+    statistic = float(((observed - wanted) ** 2 / wanted).sum())
+    assert len(wanted) > 5
+    assert statistic < critical_value(1e-4, len(wanted) - 1)
+    assert drafts["greedy"] == continued(model, tokens, 2)
+
+
+@torch.inference_mode()
+def test_a_seeded_request_is_drafted_alike_whoever_is_beside_it(folder: Path) -> None:
+    def seeded(*others: Row) -> list[int]:
+        row = Row("seeded", ids(1, 8)[0].tolist(), 1.0, torch.Generator().manual_seed(3))
+        return Drafter(DraftNetwork(folder)).draft([*others, row], 5)[0]["seeded"]
+
+    alone = seeded()
+    torch.manual_seed(99)
+    assert seeded(Row("other", [5, 6, 7], 1.0)) == alone
+
+
+@torch.inference_mode()
+def test_a_full_cache_leaves_requests_without_drafts_until_there_is_room(folder: Path, model: PreTrainedModel) -> None:
+    network = DraftNetwork(folder)
+    small = Drafter(network, cache_bytes=64 * network.bytes_per_position)
+    first, second, long = [ids(1, n, s)[0].tolist() for n, s in ((20, 1), (20, 2), (100, 3))]
+    assert set(small.draft([Row("first", first), Row("second", second)], 3)[0]) == {"first", "second"}
+    drafts, _ = small.draft([Row("first", first), Row("second", second), Row("third", first), Row("long", long)], 3)
+    assert set(drafts) == {"first", "second"}
+    small.forget_all_but(["second", "third"])
+    drafts, _ = small.draft([Row("second", second), Row("third", first)], 3)
+    assert drafts == {"second": continued(model, second, 3), "third": continued(model, first, 3)}
+
+
+@torch.inference_mode()
+def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, model: PreTrainedModel) -> None:
+    config: Any = SimpleNamespace(additional_config={"understudy_draft": str(folder)})
+    proposer = DirectProposer.__new__(DirectProposer)  # without vLLM, which only ``attach`` needs
+    proposer._folder, proposer._drafter = Path(config.additional_config["understudy_draft"]), None
+    proposer.load_model(None)
+    tokens = numpy.zeros((3, 64), dtype=numpy.int32)
+    for row, length in enumerate((10, 20, 5)):
+        tokens[row, :length] = ids(1, length, row)[0]
+    batch = SimpleNamespace(req_ids=["a", "b", "c"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10, 20, 5]))
+    runner = SimpleNamespace(input_batch=batch, _draft_probs=None, _draft_prob_req_ids=None)
+    greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
+    drafts = proposer.propose_for(runner, [[1], [], [2, 3]], greedy, 3)
+    assert drafts == [continued(model, tokens[0, :10].tolist(), 3), [], continued(model, tokens[2, :5].tolist(), 3)]
+    assert runner._draft_probs is None
+    mixed = SimpleNamespace(all_greedy=False, temperature=torch.tensor([0.0, 1.0, 0.5]), generators={})
+    drafts = proposer.propose_for(runner, [[], [1], [2]], mixed, 2)
+    assert [len(draft) for draft in drafts] == [0, 2, 2]
+    assert runner._draft_prob_req_ids == ["b", "c"]
+    assert runner._draft_probs.shape[:2] == (2, 2)
+    assert proposer.propose_for(runner, [[1], [1], [2]], mixed, 0) == [[], [], []]
+    assert runner._draft_probs is None
