@@ -57,10 +57,13 @@ class ChooseSettings(Settings):
 
     Attributes:
         min_gain: no draft is chosen when the expected speed-up is below 1 + this.
+        indifference: the fewest draft tokens are taken whose expected speed-up is within this share of the best one's.
+            Fewer tokens cost less when requests share a step, and such a difference is below what measuring resolves.
         max_tokens: the largest num_speculative_tokens to consider; what was measured bounds it too.
     """
 
     min_gain: float = Field(default=0.03, ge=0)
+    indifference: float = Field(default=0.02, ge=0, lt=1)
     max_tokens: int = Field(default=8, ge=1)
 
 
@@ -126,13 +129,14 @@ def predict(measurements: Measurements, num_speculative_tokens: int) -> tuple[fl
 
 
 def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
-    """The K with the highest predicted speed-up, or none if that gains less than ``min_gain``."""
+    """The smallest K whose predicted speed-up is the highest but for ``indifference``, or none if it gains too little."""
     if not measurements.acceptances:
         raise InputError("measurements: no acceptance was measured")
     longest = min(len(a.histogram) - 1 for a in measurements.acceptances)
     candidates = range(1, min(longest, settings.max_tokens) + 1)
     predicted = tuple((k, predict(measurements, k)[0]) for k in candidates)
-    best, speedup = max(predicted, key=lambda pair: pair[1])
+    enough = max(speedup for _, speedup in predicted) * (1 - settings.indifference)
+    best, speedup = next(pair for pair in predicted if pair[1] >= enough)
     length = predict(measurements, best)[1]
     figures = f"{speedup:.2f}x plain at mean acceptance length {length:.2f} (concurrency {measurements.concurrency})"
     if speedup < 1 + settings.min_gain:
@@ -140,5 +144,8 @@ def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
         reason = f"No draft: the best setting, {best} draft tokens, would give {figures}; {asked}."
         return Choice(num_speculative_tokens=None, expected=None, predicted=predicted, reason=reason)
     expected = Expected(speedup=speedup, acceptance_rate=(length - 1) / best, mean_acceptance_length=length)
-    reason = f"{best} draft tokens per step: expected {figures}, the highest of {candidates[0]} to {candidates[-1]}."
+    reason = (
+        f"{best} draft tokens per step: expected {figures}; "
+        f"no number of tokens from 1 to {candidates[-1]} is expected to be more than {settings.indifference:.0%} faster."
+    )
     return Choice(num_speculative_tokens=best, expected=expected, predicted=predicted, reason=reason)

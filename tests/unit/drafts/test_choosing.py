@@ -41,7 +41,18 @@ def test_a_middling_draft_stops_where_acceptance_thins_out() -> None:
     choice = choose(measurements((30, 30, 20, 10, 5, 3, 2)), ChooseSettings())
     assert choice.num_speculative_tokens is not None
     assert 2 <= choice.num_speculative_tokens <= 5
-    assert max(choice.predicted, key=lambda pair: pair[1])[0] == choice.num_speculative_tokens
+    exact = choose(measurements((30, 30, 20, 10, 5, 3, 2)), ChooseSettings(indifference=0))
+    assert max(exact.predicted, key=lambda pair: pair[1])[0] == exact.num_speculative_tokens
+
+
+def test_fewer_tokens_are_taken_where_more_gain_next_to_nothing() -> None:
+    flat = measurements((400, 300, 200, 96, 2, 1, 1), plain=0.010, small=0.012, large=0.012)
+    exact = choose(flat, ChooseSettings(indifference=0))
+    choice = choose(flat, ChooseSettings())
+    assert exact.num_speculative_tokens == 6
+    assert choice.num_speculative_tokens == 3
+    assert choice.expected is not None
+    assert choice.expected.speedup == pytest.approx(dict(choice.predicted)[3])
 
 
 def test_acceptance_length_of_a_shorter_run_is_read_off_a_longer_one() -> None:
