@@ -206,7 +206,7 @@ def choose(
 def compare(
     pair: Annotated[Path, typer.Argument(help="folder that 'choose' wrote")],
     prompts: Annotated[Path, typer.Argument(help="JSONL of held-out prompts")],
-    out: Annotated[Path, typer.Option(help="JSON file to write; a PNG goes beside it")],
+    out: Annotated[Path, typer.Option(help="JSON file to write; CSV, HTML and PNG go beside it")],
     training_prompts: Annotated[Path | None, typer.Option(help="refuse prompts that stand in this file too")] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
@@ -214,11 +214,15 @@ def compare(
     """Compare plain decoding, n-gram look-up and the draft on your prompts, through the gateway, in one run."""
     from rich.console import Console
 
-    from drafts.comparing import CompareSettings, compare, render
+    from drafts.comparing import CompareSettings, compare
+    from drafts.report import drifts
+    from drafts.table import render
 
     rows = compare(pair, prompts, out, settings_from(CompareSettings, config, set_), training_prompts)
     render(rows, Console())
-    print(f"{out} and {out.with_suffix('.png')}")
+    for line in drifts(rows):
+        print(f"more than 10 % from the prediction: {line}")
+    print(f"{out}, .csv, .png, and the report: {out.with_suffix('.html')}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from drafts.comparing import HEADS, in_order, table_cells
+from drafts.table import HEADS, in_order, table_cells
 from stages.folders import write_text
 
 FOLDER = Path(__file__).parent
@@ -45,8 +45,9 @@ def reference(record: dict[str, Any]) -> str:
             f"{settings['max_tokens']} tokens at most, repeats: {settings['repeats']}, seed {settings['seed']}, {record['date']}.",
             "Speed-up is output tokens per second over plain's, methods taking turns every "
             f"{settings['block_size']} prompts; in brackets the range over turns. "
-            "*w/o loops* leaves out prompts whose output loops with either method. *length* is the mean acceptance length of "
-            "steps that proposed something, as vLLM counts: an n-gram lookup without a match is a plain step and not in it.",
+            "*predicted* is what `choose` expected from measured steps and acceptance. *w/o loops* leaves out prompts whose "
+            "output loops with either method. *length* is the mean acceptance length of steps that proposed something, as vLLM "
+            "counts: an n-gram lookup without a match is a plain step and not in it.",
             table(record["rows"]),
             differences(record["differing_outputs"]),
         ]

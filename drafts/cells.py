@@ -52,40 +52,55 @@ class Cell:
         return self.num_tokens / self.wall_s
 
 
-def run_cells(
-    urls: dict[str, str],
-    prompts: Sequence[Prompt],
-    conditions: Sequence[Condition],
-    sampling: Sampling,
-    repeats: int,
-    block_size: int,
-    settle_s: float = 0.0,
-) -> list[Cell]:
-    """Runs every cell; the methods take turns after each block of prompts, in an order that shifts with every turn.
+@dataclass(frozen=True)
+class Block:
+    """Prompts that every method answers once, one method after the other.
 
-    Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
-    methods. Each method first answers one prompt of every kind unmeasured. Before each turn there is a pause of ``settle_s``.
+    Attributes:
+        seed: of the first prompt; the others count on.
     """
-    first = list({prompt.kind: prompt for prompt in prompts}.values())
-    for url in urls.values():
-        asyncio.run(ask_all(url, MODEL, first, Sampling(16, 1.0), len(first)))
-    blocks = [
-        (condition, start, chosen[start : start + block_size])
+
+    condition: Condition
+    prompts: tuple[Prompt, ...]
+    seed: int
+
+
+def blocks_of(
+    prompts: Sequence[Prompt], conditions: Sequence[Condition], repeats: int, block_size: int, seed: int
+) -> list[Block]:
+    """Every condition's prompts in blocks of ``block_size``, all of it ``repeats`` times with other seeds."""
+    return [
+        Block(condition, tuple(chosen[start : start + block_size]), seed + 10_000 * repeat + start)
+        for repeat in range(repeats)
         for condition in conditions
         for chosen in [[prompt for prompt in prompts if prompt.kind == condition.kind]]
         for start in range(0, len(chosen), block_size)
     ]
+
+
+def run_cells(urls: dict[str, str], blocks: Sequence[Block], max_tokens: int, settle_s: float = 0.0) -> list[Cell]:
+    """Runs every block with every method, in an order of methods that shifts with every block.
+
+    Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
+    methods. Each method first answers one prompt of every kind unmeasured. Before each turn there is a pause of ``settle_s``.
+
+    Args:
+        urls: base address by method.
+        max_tokens: of an answer.
+    """
+    first = list({prompt.kind: prompt for block in blocks for prompt in block.prompts}.values())
+    for url in urls.values():
+        asyncio.run(ask_all(url, MODEL, first, Sampling(16, 1.0), len(first)))
     cells = []
-    with progress("measuring", repeats * len(blocks) * len(urls), "cells") as advance:
-        for turn in range(repeats * len(blocks)):
-            repeat, (condition, start, block) = turn // len(blocks), blocks[turn % len(blocks)]
-            seed = sampling.seed + 10_000 * repeat + start
-            drawn = Sampling(sampling.max_tokens, condition.temperature, seed)
+    with progress("measuring", len(blocks) * len(urls), "cells") as advance:
+        for turn, block in enumerate(blocks):
+            drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
             for method in rotated(list(urls), turn):
                 time.sleep(settle_s)
-                answers, wall = asyncio.run(ask_all(urls[method], MODEL, block, drawn, condition.concurrency))
-                cells.append(Cell(method, condition, turn, tuple(answers), wall))
-                advance(1, note=f"{method} {condition.kind}")
+                asked = ask_all(urls[method], MODEL, block.prompts, drawn, block.condition.concurrency)
+                answers, wall = asyncio.run(asked)
+                cells.append(Cell(method, block.condition, turn, tuple(answers), wall))
+                advance(1, note=f"{method} {block.condition.kind}")
     return cells
 
 

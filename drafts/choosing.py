@@ -1,16 +1,20 @@
-"""Chooses how many tokens the draft proposes, or that no draft pays: a pure function of the measurements.
+"""Chooses how many tokens the draft proposes at which batch size, or that no draft pays: a pure function of measurements.
 
-For K = num_speculative_tokens (methods of the field, e.g. arXiv 2211.17192, with measured costs instead of assumed):
+For K = num_speculative_tokens at one batch size (arXiv 2211.17192, with measured costs instead of assumed):
 
     tau(K)   = 1 + sum_{j=1..K} P(first j draft tokens accepted)        mean acceptance length, bonus token included
     step(K)  = base + slope * K                                         from steps timed at two values of K
     speed-up = tau(K) * plain step / step(K)
+
+Where the costs come from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,8 +23,16 @@ from stages.settings import Settings
 
 
 class StepCost(Settings):
-    """Seconds of one engine step at one concurrency; ``num_speculative_tokens`` 0 is plain decoding."""
+    """Seconds of one engine step.
 
+    Attributes:
+        method: plain decoding, checking draft tokens that cost nothing, or drafting and checking.
+        concurrency: requests that share the step.
+        low: lower quartile over answers, ``high`` the upper; ``seconds`` is the median.
+    """
+
+    method: Literal["plain", "verify", "draft"]
+    concurrency: int = Field(ge=1)
     num_speculative_tokens: int = Field(ge=0)
     seconds: float = Field(gt=0)
     low: float = Field(gt=0)
@@ -46,17 +58,21 @@ class Measurements(Settings):
         enforce_eager: how the engines were started; the pair is served the same way.
     """
 
-    concurrency: int = Field(ge=1)
     enforce_eager: bool | None = None
     costs: tuple[StepCost, ...]
     acceptances: tuple[Acceptance, ...]
+
+    @property
+    def concurrencies(self) -> tuple[int, ...]:
+        """The numbers of requests at a time that were timed, ascending."""
+        return tuple(sorted({cost.concurrency for cost in self.costs}))
 
 
 class ChooseSettings(Settings):
     """What decides the choice.
 
     Attributes:
-        min_gain: no draft is chosen when the expected speed-up is below 1 + this.
+        min_gain: no draft is used where the expected speed-up is below 1 + this.
         indifference: the fewest draft tokens are taken whose expected speed-up is within this share of the best one's.
             Fewer tokens cost less when requests share a step, and such a difference is below what measuring resolves.
         max_tokens: the largest num_speculative_tokens to consider; what was measured bounds it too.
@@ -67,25 +83,76 @@ class ChooseSettings(Settings):
     max_tokens: int = Field(default=8, ge=1)
 
 
+class CostSplit(Settings):
+    """Where a speculative step's time goes, in plain steps at the same concurrency.
+
+    Attributes:
+        verify: v, a step that checks ``num_speculative_tokens`` + 1 tokens and drafts for free; with quartiles.
+        draft: c, each draft token.
+    """
+
+    concurrency: int
+    num_speculative_tokens: int
+    verify: float
+    verify_low: float
+    verify_high: float
+    draft: float
+
+
+class Prediction(Settings):
+    """Expected speed-up of one kind of traffic with the chosen setting."""
+
+    kind: str
+    temperature: float
+    concurrency: int
+    speedup: float
+
+
 class Expected(Settings):
-    """What the chosen setting should give, so that the gateway can say when reality drifts from it."""
+    """What the chosen setting should give, so that the gateway can say when reality drifts from it.
+
+    Attributes:
+        speedup: at the lowest measured concurrency, as are the two others.
+        predictions: for every kind, temperature and measured concurrency.
+    """
 
     speedup: float
     acceptance_rate: float
     mean_acceptance_length: float
+    predictions: tuple[Prediction, ...] = ()
+
+
+class Considered(Settings):
+    """A number of draft tokens at a concurrency, and its expected speed-up over all kinds and temperatures."""
+
+    concurrency: int
+    num_speculative_tokens: int
+    speedup: float
 
 
 class Choice(Settings):
-    """The decision; ``num_speculative_tokens`` is None when no draft pays.
+    """The decision.
 
     Attributes:
-        predicted: expected speed-up for each considered K, as (K, speed-up).
+        num_speculative_tokens: the most that is drafted at any batch size; None when no draft pays anywhere.
+        schedule: (first batch size, last, draft tokens), ascending and without gaps; one entry when it is the same for
+            all. The last entry holds for all larger batches too.
+        considered: what was considered, by concurrency and number of tokens.
+        costs: where the time of a step goes, by concurrency.
     """
 
     num_speculative_tokens: int | None
+    schedule: tuple[tuple[int, int, int], ...]
     expected: Expected | None
-    predicted: tuple[tuple[int, float], ...]
+    considered: tuple[Considered, ...]
+    costs: tuple[CostSplit, ...]
     reason: str
+
+    @property
+    def by_concurrency(self) -> dict[int, int]:
+        """Draft tokens at each measured concurrency."""
+        measured = sorted({item.concurrency for item in self.considered})
+        return {n: next((k for first, last, k in self.schedule if first <= n <= last), 0) for n in measured}
 
 
 def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> float:
@@ -100,52 +167,143 @@ def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> 
     return 1 + accepted / steps
 
 
-def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int) -> float:
-    """Seconds of a speculative step at K: on the line through the smallest and the largest measured K.
+def _costs(costs: Sequence[StepCost], method: str, concurrency: int) -> list[StepCost]:
+    found = [cost for cost in costs if (cost.method, cost.concurrency) == (method, concurrency)]
+    return sorted(found, key=lambda cost: cost.num_speculative_tokens)
+
+
+def plain_cost(costs: Sequence[StepCost], concurrency: int) -> StepCost:
+    """A plain step."""
+    found = _costs(costs, "plain", concurrency)
+    if not found:
+        raise InputError(f"measurements: the plain step at concurrency {concurrency} is missing")
+    return found[0]
+
+
+def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int) -> float:
+    """Seconds of a step with K draft tokens: on the line through the smallest and the largest measured K.
 
     Never less than a plain step, which a noisy line would otherwise promise at small K.
     """
-    measured = sorted((c.num_speculative_tokens, c.seconds) for c in costs if c.num_speculative_tokens > 0)
+    measured = [(cost.num_speculative_tokens, cost.seconds) for cost in _costs(costs, "draft", concurrency)]
     if len({k for k, _ in measured}) < 2:
-        raise InputError("measurements: speculative steps at two different num_speculative_tokens are needed")
+        raise InputError(
+            f"measurements: steps at two different num_speculative_tokens are needed at concurrency {concurrency}"
+        )
     (k0, s0), (k1, s1) = measured[0], measured[-1]
-    return max(s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0), plain_seconds(costs))
+    on_line = s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0)
+    return max(on_line, plain_cost(costs, concurrency).seconds)
 
 
-def plain_seconds(costs: Sequence[StepCost]) -> float:
-    """Seconds of a plain step."""
-    for cost in costs:
-        if cost.num_speculative_tokens == 0:
-            return cost.seconds
-    raise InputError("measurements: the plain step (num_speculative_tokens 0) is missing")
+def cost_split(costs: Sequence[StepCost], concurrency: int) -> CostSplit | None:
+    """v and c at the largest measured K; None where no step with free draft tokens was timed."""
+    verify, draft = _costs(costs, "verify", concurrency), _costs(costs, "draft", concurrency)
+    if not verify or not draft:
+        return None
+    plain, checked, drafted = plain_cost(costs, concurrency).seconds, verify[-1], draft[-1]
+    tokens = drafted.num_speculative_tokens
+    return CostSplit(
+        concurrency=concurrency, num_speculative_tokens=tokens, verify=checked.seconds / plain,
+        verify_low=checked.low / plain, verify_high=checked.high / plain,
+        draft=(drafted.seconds - checked.seconds) / tokens / plain,
+    )  # fmt: skip
 
 
-def predict(measurements: Measurements, num_speculative_tokens: int) -> tuple[float, float]:
-    """(speed-up, mean acceptance length) at K: geometric and arithmetic mean over kinds and temperatures."""
-    lengths = [acceptance_length(a.histogram, num_speculative_tokens) for a in measurements.acceptances]
-    ratio = plain_seconds(measurements.costs) / step_seconds(measurements.costs, num_speculative_tokens)
-    speedup = math.exp(sum(math.log(length * ratio) for length in lengths) / len(lengths))
-    return speedup, sum(lengths) / len(lengths)
+def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_tokens: int, concurrency: int) -> float:
+    """Expected speed-up of one kind of traffic."""
+    if num_speculative_tokens == 0:
+        return 1.0
+    plain = plain_cost(measurements.costs, concurrency).seconds
+    step = step_seconds(measurements.costs, num_speculative_tokens, concurrency)
+    return acceptance_length(acceptance.histogram, num_speculative_tokens) * plain / step
+
+
+def overall(measurements: Measurements, num_speculative_tokens: int, concurrency: int) -> float:
+    """Expected speed-up: geometric mean over kinds and temperatures."""
+    speedups = [predict(measurements, a, num_speculative_tokens, concurrency) for a in measurements.acceptances]
+    return math.exp(sum(map(math.log, speedups)) / len(speedups))
+
+
+def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Considered, ...]:
+    """Every concurrency with every number of draft tokens that the measurements allow."""
+    if not measurements.acceptances:
+        raise InputError("measurements: no acceptance was measured")
+    longest = min(len(acceptance.histogram) - 1 for acceptance in measurements.acceptances)
+    return tuple(
+        Considered(concurrency=n, num_speculative_tokens=k, speedup=overall(measurements, k, n))
+        for n in measurements.concurrencies
+        for k in range(1, min(longest, settings.max_tokens) + 1)
+    )
+
+
+def _pick(considered: Sequence[Considered], settings: ChooseSettings) -> int:
+    """Draft tokens for one concurrency; 0 where none pays."""
+    best = max(item.speedup for item in considered)
+    if best < 1 + settings.min_gain:
+        return 0
+    return next(c.num_speculative_tokens for c in considered if c.speedup >= best * (1 - settings.indifference))
+
+
+def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
+    """Ranges of batch sizes around the measured ones: each reaches to the geometric middle between it and the next."""
+    sizes = sorted(picked)
+    ends = [math.isqrt(low * high) for low, high in pairwise(sizes)] + [sizes[-1]]
+    entries: list[tuple[int, int, int]] = []
+    for tokens, group in groupby(zip(sizes, ends, strict=True), key=lambda pair: picked[pair[0]]):
+        first = entries[-1][1] + 1 if entries else 1
+        entries.append((first, max(end for _, end in group), tokens))
+    return tuple(entries)
 
 
 def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
-    """The smallest K whose predicted speed-up is the highest but for ``indifference``, or none if it gains too little."""
-    if not measurements.acceptances:
-        raise InputError("measurements: no acceptance was measured")
-    longest = min(len(a.histogram) - 1 for a in measurements.acceptances)
-    candidates = range(1, min(longest, settings.max_tokens) + 1)
-    predicted = tuple((k, predict(measurements, k)[0]) for k in candidates)
-    enough = max(speedup for _, speedup in predicted) * (1 - settings.indifference)
-    best, speedup = next(pair for pair in predicted if pair[1] >= enough)
-    length = predict(measurements, best)[1]
-    figures = f"{speedup:.2f}x plain at mean acceptance length {length:.2f} (concurrency {measurements.concurrency})"
-    if speedup < 1 + settings.min_gain:
-        asked = f"at least {1 + settings.min_gain:.2f}x is asked for"
-        reason = f"No draft: the best setting, {best} draft tokens, would give {figures}; {asked}."
-        return Choice(num_speculative_tokens=None, expected=None, predicted=predicted, reason=reason)
-    expected = Expected(speedup=speedup, acceptance_rate=(length - 1) / best, mean_acceptance_length=length)
-    reason = (
-        f"{best} draft tokens per step: expected {figures}; "
-        f"no number of tokens from 1 to {candidates[-1]} is expected to be more than {settings.indifference:.0%} faster."
+    """The fewest draft tokens among the best at each batch size, or none where too little is gained."""
+    considered = consider(measurements, settings)
+    picked = {
+        n: _pick([item for item in considered if item.concurrency == n], settings) for n in measurements.concurrencies
+    }
+    most = max(picked.values()) or None
+    splits = [cost_split(measurements.costs, n) for n in measurements.concurrencies]
+    expected = _expected(measurements, picked) if most else None
+    return Choice(
+        num_speculative_tokens=most, schedule=schedule_of(picked), expected=expected, considered=considered,
+        costs=tuple(split for split in splits if split), reason=_reason(considered, picked, expected, settings),
+    )  # fmt: skip
+
+
+def _expected(measurements: Measurements, picked: dict[int, int]) -> Expected:
+    concurrency = next(n for n, tokens in sorted(picked.items()) if tokens)
+    tokens = picked[concurrency]
+    lengths = [acceptance_length(item.histogram, tokens) for item in measurements.acceptances]
+    length = sum(lengths) / len(lengths)
+    predictions = tuple(
+        Prediction(kind=a.kind, temperature=a.temperature, concurrency=n, speedup=predict(measurements, a, k, n))
+        for n, k in picked.items()
+        for a in measurements.acceptances
     )
-    return Choice(num_speculative_tokens=best, expected=expected, predicted=predicted, reason=reason)
+    return Expected(
+        speedup=overall(measurements, tokens, concurrency), acceptance_rate=(length - 1) / tokens,
+        mean_acceptance_length=length, predictions=predictions,
+    )  # fmt: skip
+
+
+def _reason(
+    considered: Sequence[Considered], picked: dict[int, int], expected: Expected | None, settings: ChooseSettings
+) -> str:
+    """The decision in one paragraph."""
+    bests = {n: max((i for i in considered if i.concurrency == n), key=lambda item: item.speedup) for n in picked}
+    asked = f"at least {1 + settings.min_gain:.2f}x is asked for"
+    if expected is None:
+        would = ", ".join(f"{b.speedup:.2f}x at {n} at a time" for n, b in bests.items())
+        tokens = next(iter(bests.values())).num_speculative_tokens
+        return f"No draft: the best setting, {tokens} draft tokens, would give {would}; {asked}."
+    speedup_of = {(item.concurrency, item.num_speculative_tokens): item.speedup for item in considered}
+    parts = []
+    for n, tokens in picked.items():
+        if tokens:
+            parts.append(f"{n} at a time: {tokens} draft tokens, {speedup_of[n, tokens]:.2f}x plain")
+        else:
+            parts.append(f"{n} at a time: no draft tokens (the best would give {bests[n].speedup:.2f}x, {asked})")
+    return (
+        f"Expected, {'; '.join(parts)}. Mean acceptance length {expected.mean_acceptance_length:.2f}. "
+        f"No other number of tokens is expected to be more than {settings.indifference:.0%} faster."
+    )

@@ -5,21 +5,19 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from drafts.cells import conditions_of, differing, rows_of, run_cells
-from drafts.client import Sampling
+from drafts.cells import Cell, blocks_of, conditions_of, differing, rows_of, run_cells
 from drafts.encoding import fitting
 from drafts.methods import NGRAM, EngineOptions, Method, serving, settle_s
+from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
+from drafts.report import html
+from drafts.table import as_csv, in_order
 from drafts.ties import judge_differences
 from pruning.checkpoint import load_tokenizer
 from server.pair import Pair, read_pair
@@ -29,11 +27,12 @@ from stages.folders import write_text
 from stages.hashing import checkpoint_hash
 from stages.settings import Settings
 
-HEADS = (
-    "method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "w/o loops",
-    "accept.", "length", "identical", "looping",
-)  # fmt: skip
-"""Heads of the whole table; ``table_cells`` gives the cells in this order."""
+MIN_STEPS = 6
+"""Speculative steps that an answer must have to be an example of anything."""
+
+EXAMPLES = 2
+PROMPT_END = 300
+"""Characters of a prompt that an example shows."""
 
 
 class CompareSettings(Settings):
@@ -63,55 +62,6 @@ def methods_of(pair: Pair) -> list[Method]:
     return methods
 
 
-METHODS = ("plain", "ngram", "draft")
-"""Order of the methods in tables."""
-
-SHOWN = {
-    "tokens/s": "tokens/s", "speed-up": "speed-up", "w/o loops": "no loops", "accept.": "accept.",
-    "length": "length", "identical": "same", "looping": "loops",
-}  # fmt: skip
-"""Columns of the printed table after the methods, and their heads there: what fits a terminal of 80 columns."""
-
-
-def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows by kind, concurrency, temperature and method."""
-    return sorted(
-        rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"], METHODS.index(row["method"]))
-    )
-
-
-def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints the rows, one section for each kind, concurrency and temperature; the rest of the figures is in the file."""
-    table = Table(box=None, padding=(0, 1, 0, 0), title="speed-up over plain decoding (same run; range over turns)")
-    table.add_column("", no_wrap=True)
-    for head in SHOWN.values():
-        table.add_column(head, justify="right", no_wrap=True)
-    for (kind, concurrency, temperature), group in groupby(
-        in_order(rows), key=lambda r: (r["kind"], r["concurrency"], r["temperature"])
-    ):
-        table.add_row(f"[bold]{escape(kind)} ×{concurrency}, T={temperature:g}[/bold]")
-        for row in group:
-            cells = dict(zip(HEADS, table_cells(row), strict=True))
-            table.add_row(f"  {row['method']}", *(cells[head] for head in SHOWN))
-    console.print(table)
-
-
-def _show(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def table_cells(row: dict[str, Any]) -> list[str]:
-    """One row as printable cells, in the order of the table's heads."""
-    spread = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
-    return [
-        row["method"], row["kind"], str(row["concurrency"]), f"{row['temperature']:g}",
-        f"{row['output_tokens_per_s']:.0f}", _show(row["tpot_s"] and 1000 * row["tpot_s"], ".1f"),
-        f"{1000 * row['ttft_s']:.0f}", spread, _show(row["speedup_without_loops"], ".2f"),
-        _show(row["acceptance_rate"], ".2f"), _show(row["mean_acceptance_length"], ".2f"),
-        _show(row["identical_outputs"], ".1%"), f"{row['looping_outputs']:.0%}",
-    ]  # fmt: skip
-
-
 def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:
     if training_file is not None:
         refuse_overlap(read_prompts(training_file), prompts)
@@ -120,7 +70,7 @@ def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:
 def compare(
     pair_path: Path, prompts_file: Path, out: Path, settings: CompareSettings, training_prompts: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Runs the comparison and writes ``out`` (JSON) and a picture beside it.
+    """Runs the comparison and writes ``out`` (JSON), and beside it the rows as CSV, a report (HTML) and a picture (PNG).
 
     Args:
         training_prompts: prompts the draft was trained on; an overlap with ``prompts_file`` is refused.
@@ -144,23 +94,58 @@ def compare(
     how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
     with serving(target, methods, logs, how) as urls:
         conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures)
-        cells = run_cells(
-            urls,
-            prompts,
-            conditions,
-            Sampling(settings.max_tokens, seed=settings.seed),
-            settings.repeats,
-            settings.block_size,
-            settle_s(),
-        )
+        blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
+        cells = run_cells(urls, blocks, settings.max_tokens, settle_s())
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+    add_predictions(rows, pair)
+    by_id = {prompt.id: prompt for prompt in prompts}
     record = {
         "rows": rows, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
+        "choice": read_choice(pair.file.parent), "examples": failures(cells, by_id),
     }  # fmt: skip
     write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
-    record["differing_outputs"] = judge_differences(target, differing(cells), {p.id: p for p in prompts}, tokenizer)
+    record["differing_outputs"] = judge_differences(target, differing(cells), by_id, tokenizer)
     write_text(out, json.dumps(record, indent=1) + "\n")
+    write_text(out.with_suffix(".csv"), as_csv(rows))
+    write_text(out.with_suffix(".html"), html(record))
     draw_comparison(in_order(rows), out.with_suffix(".png"))
     return rows
+
+
+def add_predictions(rows: Sequence[dict[str, Any]], pair: Pair) -> None:
+    """Puts ``predicted_speedup`` into every row: what ``choose`` expected of the draft there, else None."""
+    expected = pair.serving.expected
+    known = {(p.kind, p.temperature, p.concurrency): p.speedup for p in (expected.predictions if expected else ())}
+    for row in rows:
+        place = (row["kind"], row["temperature"], row["concurrency"])
+        row["predicted_speedup"] = known.get(place) if row["method"] == "draft" else None
+
+
+def read_choice(folder: Path) -> dict[str, Any] | None:
+    """What ``choose`` wrote down beside the pair; None for a pair that was made otherwise."""
+    try:
+        return dict(json.loads((folder / CHOICE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def failures(cells: Sequence[Cell], prompts: dict[str, Prompt]) -> list[dict[str, Any]]:
+    """For each kind and temperature the answers that the draft was accepted least in, with the ends of their prompts."""
+    found = []
+    drafted = [cell for cell in cells if cell.method == "draft"]
+    for kind, temperature in dict.fromkeys((c.condition.kind, c.condition.temperature) for c in drafted):
+        same = [c for c in drafted if (c.condition.kind, c.condition.temperature) == (kind, temperature)]
+        judged = {
+            answer.prompt_id: (1 + record.num_accepted_tokens / record.num_drafts, record.num_drafts, answer)
+            for cell in same
+            for answer in cell.answers
+            if (record := answer.speculation) and record.num_drafts >= MIN_STEPS
+        }
+        for length, steps, answer in sorted(judged.values(), key=lambda item: item[0])[:EXAMPLES]:
+            found.append({
+                "kind": kind, "temperature": temperature, "mean_acceptance_length": length, "num_drafts": steps,
+                "prompt": prompts[answer.prompt_id].text[-PROMPT_END:], "text": answer.text,
+            })  # fmt: skip
+    return found

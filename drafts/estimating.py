@@ -76,6 +76,6 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
         Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),
         Line("recover", f"{recipe.recover.tokens:,} positions, {memory}", learn),
-        Line("measure", f"three engines, {measured} prompts each", served),
+        Line("measure", f"four engines, {measured} prompts each", served),
         Line("choose", "decide from the measurements", 1.0),
     ]  # fmt: skip

@@ -1,21 +1,26 @@
-"""Measures step costs and acceptance of a draft in the real engine: what ``choose`` decides from."""
+"""Measures step costs and acceptance of a draft in the real engine: what ``choose`` decides from.
+
+Four engines side by side, asked in turn: plain decoding, checking of draft tokens that cost nothing, and the draft with two
+numbers of draft tokens.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from drafts.cells import Cell, conditions_of, histogram, run_cells
-from drafts.choosing import Acceptance, Measurements, StepCost
-from drafts.client import Answer, Sampling
+from drafts.cells import Block, Cell, Condition, blocks_of, conditions_of, histogram, run_cells
+from drafts.choosing import Acceptance, Measurements, StepCost, cost_split
+from drafts.client import Answer
 from drafts.encoding import fitting
-from drafts.methods import EngineOptions, Method, draft_method, serving, settle_s
-from drafts.prompts import prompts_hash, read_prompts, sample
+from drafts.methods import EngineOptions, Method, draft_method, serving, settle_s, verify_method
+from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
 from stages.folders import publish, write_text
@@ -25,6 +30,9 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 FILE = "measurements.json"
+ALL = "all"
+"""Kind of the conditions in which prompts of all kinds are asked together."""
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -34,6 +42,7 @@ class MeasureSettings(Settings):
     Attributes:
         num_speculative_tokens: the smaller and the larger K that steps are timed at.
         prompts_per_kind: size of the seeded sample; use prompts that neither training nor the final tables see.
+        concurrencies: requests at a time that steps are timed at; acceptance by kind is counted at the first.
         enforce_eager: whether engines run without compiling; the default compiles on GPUs only.
     """
 
@@ -41,7 +50,7 @@ class MeasureSettings(Settings):
     prompts_per_kind: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=64, ge=2)
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
-    concurrency: int = Field(default=1, ge=1)
+    concurrencies: tuple[Count, ...] = Field(default=(1, 4, 16), min_length=1)
     repeats: int = Field(default=2, ge=1)
     seed: int = 0
     max_model_len: int = Field(default=512, ge=16)
@@ -54,6 +63,8 @@ class MeasureSettings(Settings):
             raise ValueError(
                 f"num_speculative_tokens must be two ascending numbers from 1 up, given [{small}, {large}]"
             )
+        if sorted(set(self.concurrencies)) != list(self.concurrencies):
+            raise ValueError(f"concurrencies must be ascending numbers from 1 up, given {list(self.concurrencies)}")
         return self
 
 
@@ -64,13 +75,18 @@ def step_seconds(answer: Answer) -> float | None:
     return later / steps if steps > 0 and later > 0 else None
 
 
-def step_cost(cells: Sequence[Cell], num_speculative_tokens: int) -> StepCost:
+def step_cost(
+    cells: Sequence[Cell], method: Literal["plain", "verify", "draft"], concurrency: int, num_speculative_tokens: int
+) -> StepCost:
     """Median step over all answers, with the quartiles as spread."""
     values = [s for cell in cells for answer in cell.answers if (s := step_seconds(answer)) is not None]
     if len(values) < 2:
         raise EngineError("measuring: fewer than two answers had more than one token; use longer answers")
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return StepCost(num_speculative_tokens=num_speculative_tokens, seconds=middle, low=low, high=high)
+    return StepCost(
+        method=method, concurrency=concurrency, num_speculative_tokens=num_speculative_tokens,
+        seconds=middle, low=low, high=high,
+    )  # fmt: skip
 
 
 def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
@@ -84,8 +100,42 @@ def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
     return tuple(found)
 
 
+def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Block]:
+    """At the first concurrency every kind by itself; at the others all kinds together, two rounds of requests.
+
+    Few prompts are asked again with other seeds, so that as many requests as wanted are under way.
+    """
+    first, *others = settings.concurrencies
+    blocks = blocks_of(
+        prompts, conditions_of(prompts, [first], settings.temperatures), settings.repeats, len(prompts), settings.seed
+    )
+    for repeat in range(settings.repeats):
+        for concurrency in others:
+            asked = tuple(islice(cycle(prompts), 2 * concurrency))
+            blocks += [
+                Block(Condition(ALL, concurrency, temperature), asked, settings.seed + 10_000 * repeat)
+                for temperature in settings.temperatures
+            ]
+    return blocks
+
+
+def found_in(cells: Sequence[Cell], settings: MeasureSettings) -> Measurements:
+    """Step costs at every concurrency, and acceptance by kind at the first."""
+    small, large = settings.num_speculative_tokens
+    engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]] = {
+        "plain": ("plain", 0), "verify": ("verify", large), "draft-small": ("draft", small), "draft-large": ("draft", large),
+    }  # fmt: skip
+    costs = [
+        step_cost([c for c in cells if (c.method, c.condition.concurrency) == (engine, n)], method, n, tokens)
+        for n in settings.concurrencies
+        for engine, (method, tokens) in engines.items()
+    ]
+    judged = [c for c in cells if (c.method, c.condition.concurrency) == ("draft-large", settings.concurrencies[0])]
+    return Measurements(enforce_eager=settings.enforce_eager, costs=tuple(costs), acceptances=acceptances(judged))
+
+
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
-    """Writes ``out/measurements.json``: plain and speculative step costs, and acceptance by position."""
+    """Writes ``out/measurements.json``: step costs at several batch sizes, and acceptance by position."""
     fit = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
     prompts = sample(fit, settings.prompts_per_kind, settings.seed)
     inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "prompts": prompts_hash(prompts)}
@@ -93,21 +143,26 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
     if up_to_date(run, out):
         return
     small, large = settings.num_speculative_tokens
-    methods = [Method("plain"), draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
+    drafted = [draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
+    methods = [Method("plain"), verify_method(large), *drafted]
     with publish(out, stage=run.stage) as folder:
-        how = EngineOptions(settings.max_model_len, 2 * settings.concurrency, settings.enforce_eager)
+        how = EngineOptions(settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager)
         with serving(target, methods, out.parent / "engine-logs", how) as urls:
-            conditions = conditions_of(prompts, [settings.concurrency], settings.temperatures)
-            sampling = Sampling(settings.max_tokens, seed=settings.seed)
-            cells = run_cells(
-                urls, prompts, conditions, sampling, settings.repeats, settings.prompts_per_kind, settle_s()
-            )
-        of = {method.name: [cell for cell in cells if cell.method == method.name] for method in methods}
-        costs = (step_cost(of["plain"], 0), step_cost(of["draft-small"], small), step_cost(of["draft-large"], large))
-        found = Measurements(
-            concurrency=settings.concurrency, enforce_eager=settings.enforce_eager,
-            costs=costs, acceptances=acceptances(of["draft-large"]),
-        )  # fmt: skip
+            cells = run_cells(urls, blocks_for(prompts, settings), settings.max_tokens, settle_s())
+        found = found_in(cells, settings)
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)
-    log(", ".join(f"K={c.num_speculative_tokens}: {1000 * c.seconds:.1f} ms/step" for c in costs))
+    for n in settings.concurrencies:
+        log(_told(found, n))
+
+
+def _told(found: Measurements, concurrency: int) -> str:
+    """Step costs at one concurrency in a line."""
+    steps = [
+        f"K={cost.num_speculative_tokens}: {1000 * cost.seconds:.1f}"
+        for cost in found.costs
+        if cost.concurrency == concurrency and cost.method != "verify"
+    ]
+    split = cost_split(found.costs, concurrency)
+    shares = f"; v = {split.verify:.2f}, c = {split.draft:.3f} plain steps" if split else ""
+    return f"{concurrency} at a time: ms/step at {', '.join(steps)}{shares}"

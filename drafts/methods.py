@@ -46,6 +46,14 @@ def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", 
     return Method(name, config)
 
 
+def verify_method(num_speculative_tokens: int) -> Method:
+    """Checking draft tokens that cost nothing to propose and are hardly ever right."""
+    proposer = "server.in_engine.free_drafting.FreeProposer"
+    return Method(
+        "verify", {"method": "custom_class", "model": proposer, "num_speculative_tokens": num_speculative_tokens}
+    )
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What all engines of one comparison have in common; fields as in ``EngineSettings``."""

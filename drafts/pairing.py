@@ -18,6 +18,8 @@ from stages.provenance import Run, read, up_to_date
 from stages.settings import validate
 
 SCHEMA_VERSION = 1
+CHOICE = "choice.json"
+"""What was considered and where the time goes, for reports; the engine does not need it."""
 
 
 def read_measurements(folder: Path) -> Measurements:
@@ -56,7 +58,11 @@ def serving_record(
 ) -> dict[str, Any]:
     """The content of ``serving.json``."""
     tokens = choice.num_speculative_tokens
-    config = {"method": "draft_model", "num_speculative_tokens": tokens, "draft_sample_method": "probabilistic"}
+    config: dict[str, Any] = {
+        "method": "draft_model", "num_speculative_tokens": tokens, "draft_sample_method": "probabilistic"
+    }  # fmt: skip
+    if len(choice.schedule) > 1:
+        config["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in choice.schedule]
     return {
         "schema_version": SCHEMA_VERSION,
         "served_model_name": name,
@@ -90,6 +96,7 @@ def choose_pair(
     with publish(out, stage=run.stage) as folder:
         record = serving_record(target, draft, choice, out, name, max_model_len, measurements.enforce_eager)
         write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
+        write_text(folder / CHOICE, json.dumps(choice.model_dump(mode="json"), indent=2) + "\n")
         draw_choice(choice, measurements, folder / "choice.png")
         run.write(folder)
     log(choice.reason)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from drafts.choosing import Choice, Measurements
 from stages.folders import storage_errors
 
-COLOURS = {"plain": "#8a8f98", "ngram": "#d98e32", "draft": "#2f6fb0"}
+COLOURS = {
+    "plain": "#8a8f98", "ngram": "#d98e32", "suffix": "#b5532d", "sibling": "#6a9a4a", "draft": "#2f6fb0",
+    "draft_parallel": "#7a5aa6", "chosen": "#12355b",
+}  # fmt: skip
+STYLES = ("-", "--", ":", "-.")
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
@@ -25,9 +29,12 @@ def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
     return figure, list(axes)
 
 
-def _save(figure: Any, path: Path) -> None:
-    with storage_errors(path):
-        figure.savefig(path)
+def _save(figure: Any, where: Path | BinaryIO) -> None:
+    if not isinstance(where, Path):
+        figure.savefig(where, format="png")
+        return
+    with storage_errors(where):
+        figure.savefig(where)
 
 
 def draw_training(losses: Sequence[Sequence[float]], path: Path) -> None:
@@ -39,22 +46,30 @@ def draw_training(losses: Sequence[Sequence[float]], path: Path) -> None:
 
 
 def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
-    """Predicted speed-up over the number of draft tokens (chosen point marked), and acceptance by position."""
-    figure, (left, right) = _figure(2, 9, 3.4)
-    numbers, speedups = zip(*choice.predicted, strict=True)
-    left.plot(numbers, speedups, "o-", color=COLOURS["draft"])
-    left.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
-    if choice.num_speculative_tokens:
-        best = dict(choice.predicted)[choice.num_speculative_tokens]
-        left.plot(
-            [choice.num_speculative_tokens], [best], "o", markersize=12, fillstyle="none", color="black", label="chosen"
+    """Predicted speed-up over draft tokens and over batch size (chosen points marked), and acceptance by position."""
+    figure, (left, middle, right) = _figure(3, 13, 3.6)
+    picked = choice.by_concurrency
+    for place, n in enumerate(picked):
+        own = {c.num_speculative_tokens: c.speedup for c in choice.considered if c.concurrency == n}
+        colour = _shade(place, len(picked))
+        left.plot(list(own), list(own.values()), "o-", color=colour, markersize=4, label=f"{n} at a time")
+        if picked[n]:
+            left.plot([picked[n]], [own[picked[n]]], "o", markersize=12, fillstyle="none", color=colour)
+    left.set(xlabel="draft tokens per step", ylabel="predicted speed-up", title="By number of draft tokens")
+    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in choice.considered}
+    gained = [speedup_of.get(item, 1.0) for item in picked.items()]
+    middle.plot(list(picked), gained, "o-", color=COLOURS["draft"], label="chosen")
+    for n, height in zip(picked, gained, strict=True):
+        middle.annotate(
+            f"K = {picked[n]}", (n, height), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
         )
-    left.set(
-        xlabel="draft tokens per step",
-        ylabel="predicted speed-up",
-        title="Predicted from measured steps and acceptance",
-    )
-    left.legend()
+    middle.set_xscale("log", base=2)
+    middle.set_xticks(list(picked), [str(n) for n in picked])
+    middle.set(xlabel="requests at a time", ylabel="predicted speed-up", title="By batch size, with the chosen K")
+    middle.margins(y=0.2)
+    for axis in (left, middle):
+        axis.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
+        axis.legend(fontsize=8)
     for item in measurements.acceptances:
         steps = sum(item.histogram)
         reached = [sum(item.histogram[j:]) / steps for j in range(1, len(item.histogram))]
@@ -64,6 +79,14 @@ def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
     )
     right.legend(fontsize=8)
     _save(figure, path)
+
+
+def _shade(place: int, count: int) -> tuple[float, float, float]:
+    """The draft's colour, paler for later places."""
+    paleness = 0.65 * place / max(1, count - 1)
+    channels = [int(COLOURS["draft"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (channel + (1 - channel) * paleness for channel in channels)
+    return red, green, blue
 
 
 def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None:
@@ -87,10 +110,71 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
     axis.legend(fontsize=8)
 
 
-def draw_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_comparison(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
     """Speed-up over plain decoding by method, kind and concurrency, one panel a temperature; lines span the turns."""
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     figure, axes = _figure(len(temperatures), 4.8 * len(temperatures), 3.6)
     for axis, temperature in zip(axes, temperatures, strict=True):
         _bars(axis, rows, temperature)
+    _save(figure, path)
+
+
+def draw_by_concurrency(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
+    """Speed-up over the number of requests at a time: one panel for each kind and temperature, lines span the turns."""
+    panels = list(dict.fromkeys((row["kind"], row["temperature"]) for row in rows))
+    figure, axes = _figure(len(panels), 3.4 * len(panels), 3.2)
+    for axis, (kind, temperature) in zip(axes, panels, strict=True):
+        same = [row for row in rows if (row["kind"], row["temperature"]) == (kind, temperature)]
+        for method in dict.fromkeys(row["method"] for row in same if row["method"] != "plain"):
+            own = sorted((row for row in same if row["method"] == method), key=lambda row: row["concurrency"])
+            x = [row["concurrency"] for row in own]
+            colour = COLOURS.get(method)
+            (line,) = axis.plot(x, [row["speedup"] for row in own], "o-", color=colour, markersize=4, label=method)
+            low, high = ([row[f"speedup_{end}"] for row in own] for end in ("low", "high"))
+            axis.vlines(x, low, high, color=line.get_color(), linewidth=1, alpha=0.6)
+        numbers = sorted({row["concurrency"] for row in same})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, [str(n) for n in numbers])
+        axis.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
+        drawn = "greedy" if temperature == 0 else f"T = {temperature:g}"
+        axis.set(title=f"{kind}, {drawn}", xlabel="requests at a time", ylabel="speed-up over plain")
+        axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_acceptance(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
+    """Share of steps that accept each draft position, at the lowest concurrency: one panel for each method that drafts."""
+    lowest = min(row["concurrency"] for row in rows)
+    drafted = [row for row in rows if row["concurrency"] == lowest and sum(row["acceptance_histogram"])]
+    methods = list(dict.fromkeys(row["method"] for row in drafted))
+    figure, axes = _figure(max(1, len(methods)), 3.4 * max(1, len(methods)), 3.2)
+    for axis, method in zip(axes, methods, strict=False):
+        for row in (row for row in drafted if row["method"] == method):
+            counts = row["acceptance_histogram"]
+            reached = [sum(counts[j:]) / sum(counts) for j in range(1, len(counts))]
+            drawn = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
+            axis.plot(range(1, len(counts)), reached, "o-", markersize=4, label=f"{row['kind']}, {drawn}")
+        axis.set(title=method, xlabel="draft position", ylabel="share of steps that accept it", ylim=(0, 1))
+        axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_costs(costs: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
+    """A speculative step in plain steps, split into checking (v) and drafting (K times c), by requests at a time."""
+    figure, (axis,) = _figure(1, 5.2, 3.2)
+    labels = [f"{cost['concurrency']} at a time\nK = {cost['num_speculative_tokens']}" for cost in costs]
+    verify = [cost["verify"] for cost in costs]
+    draft = [max(0.0, cost["draft"]) * cost["num_speculative_tokens"] for cost in costs]
+    axis.bar(labels, verify, 0.5, color=COLOURS["plain"], label="checking, v")
+    axis.bar(labels, draft, 0.5, bottom=verify, color=COLOURS["draft"], label="drafting, K · c")
+    axis.vlines(
+        range(len(costs)),
+        [c["verify_low"] for c in costs],
+        [c["verify_high"] for c in costs],
+        color="black",
+        linewidth=1,
+    )
+    axis.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
+    axis.set(ylabel="plain steps")
+    axis.legend(fontsize=8)
     _save(figure, path)

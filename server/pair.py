@@ -25,12 +25,22 @@ class Checkpoint(Settings):
     tokenizer_sha256: str
 
 
+class Prediction(Settings):
+    """Speed-up that was expected of one kind of traffic when the pair was chosen."""
+
+    kind: str
+    temperature: float
+    concurrency: int = Field(ge=1)
+    speedup: float = Field(gt=0)
+
+
 class Expected(Settings):
-    """What was measured when the pair was chosen."""
+    """What was measured when the pair was chosen; ``speedup`` is at the lowest measured concurrency."""
 
     acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     mean_acceptance_length: float | None = Field(default=None, ge=1)
     speedup: float | None = Field(default=None, gt=0)
+    predictions: tuple[Prediction, ...] = ()
 
 
 class ServingFile(Settings):

@@ -30,7 +30,7 @@ out: {folder / "out"}
 prune: {{keep: 1}}
 distill: {{max_prompts: 24, max_tokens: 24, concurrency: 8}}
 recover: {{tokens: 12000, batch_tokens: 2048}}
-measure: {{prompts_per_kind: 1, repeats: 1, max_tokens: 16, temperatures: [0.0]}}
+measure: {{prompts_per_kind: 1, repeats: 1, max_tokens: 16, temperatures: [0.0], concurrencies: [1, 2]}}
 choose: {{min_gain: 0.0}}
 """
     )
@@ -80,7 +80,9 @@ def test_an_interrupted_build_resumes_and_ends_with_a_pair_that_can_be_served(bu
     pair = read_pair(built / "out" / "pair")
     assert pair.target == (ROOT / "reference" / "target").resolve()
     measured = json.loads((built / "out" / "measured" / "measurements.json").read_text())
-    assert [cost["num_speculative_tokens"] for cost in measured["costs"]] == [0, 2, 6]
+    assert [(c["method"], c["num_speculative_tokens"]) for c in measured["costs"]][:4] == [
+        ("plain", 0), ("verify", 6), ("draft", 2), ("draft", 6)
+    ]  # fmt: skip
     assert (built / "out" / "pair" / "choice.png").stat().st_size > 1000
 
 
@@ -117,6 +119,10 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
         assert row["output_tokens_per_s"] > 0
         assert (row["identical_outputs"] is None) == (row["temperature"] != 0)
     assert out.with_suffix(".png").stat().st_size > 1000
+    assert len(out.with_suffix(".csv").read_text().splitlines()) == 1 + len(record["rows"])
+    page = out.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64,") >= 3
+    assert 'src="http' not in page
 
 
 def test_training_prompts_are_refused_for_a_comparison(built: Path) -> None:

@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
-from drafts.cells import Cell, Condition, acceptance, differing, histogram, rows_of, run_cells
+from drafts.cells import Cell, Condition, acceptance, blocks_of, differing, histogram, rows_of, run_cells
 from drafts.client import Answer, Sampling, Speculation, parse_speculation
-from drafts.comparing import render
 from drafts.prompts import Prompt
+from drafts.table import render
 
 GREEDY = Condition("code", 1, 0.0)
 
@@ -61,7 +61,7 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
     monkeypatch.setattr("drafts.cells.ask_all", ask_all)
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(5)]
     urls = {"plain": "p", "draft": "d"}
-    made = run_cells(urls, prompts, [GREEDY], Sampling(4, seed=7), repeats, block_size=2)
+    made = run_cells(urls, blocks_of(prompts, [GREEDY], repeats, block_size=2, seed=7), max_tokens=4)
     measured = asked[2:]
     assert len(made) == len(measured) == 2 * 3 * repeats
     turns = [measured[i : i + 2] for i in range(0, len(measured), 2)]

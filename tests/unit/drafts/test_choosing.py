@@ -1,48 +1,93 @@
+from itertools import pairwise
+
 import pytest
 
-from drafts.choosing import Acceptance, ChooseSettings, Measurements, StepCost, acceptance_length, choose
+from drafts.choosing import (
+    Acceptance,
+    Choice,
+    ChooseSettings,
+    Measurements,
+    StepCost,
+    acceptance_length,
+    choose,
+    cost_split,
+    schedule_of,
+)
 from stages.errors import InputError
 
+PERFECT = (0, 0, 0, 0, 0, 0, 100)
+MIDDLING = (30, 30, 20, 10, 5, 3, 2)
+USELESS = (100, 0, 0, 0, 0, 0, 0)
 
-def cost(tokens: int, seconds: float) -> StepCost:
-    return StepCost(num_speculative_tokens=tokens, seconds=seconds, low=seconds, high=seconds)
+
+def costs(
+    concurrency: int = 1, plain: float = 0.010, small: float = 0.012, large: float = 0.016, verify: float = 0.011
+) -> tuple[StepCost, ...]:
+    rows = (("plain", 0, plain), ("verify", 6, verify), ("draft", 2, small), ("draft", 6, large))
+    return tuple(
+        StepCost(
+            method=method, concurrency=concurrency, num_speculative_tokens=tokens,
+            seconds=seconds, low=0.9 * seconds, high=1.2 * seconds,
+        )  # type: ignore[arg-type]
+        for method, tokens, seconds in rows
+    )  # fmt: skip
 
 
-def measurements(
-    histogram: tuple[int, ...], plain: float = 0.010, small: float = 0.012, large: float = 0.016
-) -> Measurements:
-    costs = (cost(0, plain), cost(2, small), cost(6, large))
+SATURATED = costs(16, plain=0.010, small=0.031, large=0.073, verify=0.070)
+"""Where checking K + 1 tokens costs K + 1 steps."""
+
+
+def measurements(histogram: tuple[int, ...], *more: StepCost, **seconds: float) -> Measurements:
     accepted = (Acceptance(kind="code", temperature=0.0, histogram=histogram),)
-    return Measurements(concurrency=1, costs=costs, acceptances=accepted)
+    return Measurements(costs=(*costs(**seconds), *more), acceptances=accepted)  # type: ignore[arg-type]
+
+
+def by_tokens(choice: Choice) -> dict[int, float]:
+    return {item.num_speculative_tokens: item.speedup for item in choice.considered}
 
 
 def test_a_perfect_draft_takes_all_tokens() -> None:
-    choice = choose(measurements((0, 0, 0, 0, 0, 0, 100)), ChooseSettings())
+    choice = choose(measurements(PERFECT), ChooseSettings())
     assert choice.num_speculative_tokens == 6
+    assert choice.schedule == ((1, 1, 6),)
     assert choice.expected is not None
     assert choice.expected.speedup == pytest.approx(7 * 10 / 16)
     assert choice.expected.acceptance_rate == pytest.approx(1.0)
 
 
 def test_a_useless_draft_is_refused() -> None:
-    choice = choose(measurements((100, 0, 0, 0, 0, 0, 0)), ChooseSettings())
+    choice = choose(measurements(USELESS, *costs(16)), ChooseSettings())
     assert choice.num_speculative_tokens is None
     assert choice.expected is None
-    assert "No draft" in choice.reason
+    assert choice.reason.startswith("No draft: the best setting")
 
 
 def test_a_saturated_engine_gets_no_draft() -> None:
-    """Where verifying K + 1 tokens costs K + 1 steps, even a good draft loses."""
-    choice = choose(measurements((20, 20, 20, 20, 10, 5, 5), plain=0.010, small=0.031, large=0.073), ChooseSettings())
-    assert choice.num_speculative_tokens is None
+    alone = Measurements(costs=SATURATED, acceptances=measurements((20, 20, 20, 20, 10, 5, 5)).acceptances)
+    assert choose(alone, ChooseSettings()).num_speculative_tokens is None
+
+
+def test_a_draft_that_pays_for_few_requests_is_switched_off_for_many() -> None:
+    choice = choose(measurements(MIDDLING, *costs(4, large=0.020), *SATURATED), ChooseSettings())
+    assert choice.num_speculative_tokens == choice.by_concurrency[1]
+    assert choice.by_concurrency[1] >= choice.by_concurrency[4] > 0
+    assert choice.by_concurrency[16] == 0
+    assert choice.schedule[-1][2] == 0
+    assert choice.schedule[0][0] == 1
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(choice.schedule))
+    assert "16 at a time: no draft tokens" in choice.reason
+    assert choice.expected is not None
+    served = {(p.concurrency): p.speedup for p in choice.expected.predictions}
+    assert served[16] == 1.0
+    assert served[1] == pytest.approx(choice.expected.speedup)
 
 
 def test_a_middling_draft_stops_where_acceptance_thins_out() -> None:
-    choice = choose(measurements((30, 30, 20, 10, 5, 3, 2)), ChooseSettings())
+    choice = choose(measurements(MIDDLING), ChooseSettings())
     assert choice.num_speculative_tokens is not None
     assert 2 <= choice.num_speculative_tokens <= 5
-    exact = choose(measurements((30, 30, 20, 10, 5, 3, 2)), ChooseSettings(indifference=0))
-    assert max(exact.predicted, key=lambda pair: pair[1])[0] == exact.num_speculative_tokens
+    exact = choose(measurements(MIDDLING), ChooseSettings(indifference=0))
+    assert max(by_tokens(exact).items(), key=lambda pair: pair[1])[0] == exact.num_speculative_tokens
 
 
 def test_fewer_tokens_are_taken_where_more_gain_next_to_nothing() -> None:
@@ -52,7 +97,23 @@ def test_fewer_tokens_are_taken_where_more_gain_next_to_nothing() -> None:
     assert exact.num_speculative_tokens == 6
     assert choice.num_speculative_tokens == 3
     assert choice.expected is not None
-    assert choice.expected.speedup == pytest.approx(dict(choice.predicted)[3])
+    assert choice.expected.speedup == pytest.approx(by_tokens(choice)[3])
+
+
+def test_batch_sizes_between_the_measured_ones_go_to_the_geometrically_nearer() -> None:
+    assert schedule_of({1: 4, 4: 2, 16: 0}) == ((1, 2, 4), (3, 8, 2), (9, 16, 0))
+    assert schedule_of({1: 3, 4: 3, 16: 1}) == ((1, 8, 3), (9, 16, 1))
+    assert schedule_of({1: 3, 4: 3}) == ((1, 4, 3),)
+    assert schedule_of({2: 5}) == ((1, 2, 5),)
+
+
+def test_where_the_time_of_a_step_goes() -> None:
+    split = cost_split(costs(plain=0.010, verify=0.012, large=0.018), 1)
+    assert split is not None
+    assert split.verify == pytest.approx(1.2)
+    assert (split.verify_low, split.verify_high) == (pytest.approx(1.08), pytest.approx(1.44))
+    assert split.draft == pytest.approx(0.1)
+    assert cost_split([cost for cost in costs() if cost.method != "verify"], 1) is None
 
 
 def test_acceptance_length_of_a_shorter_run_is_read_off_a_longer_one() -> None:
@@ -62,24 +123,24 @@ def test_acceptance_length_of_a_shorter_run_is_read_off_a_longer_one() -> None:
 
 
 def test_the_gain_that_is_asked_for_decides() -> None:
-    useful = measurements((30, 30, 20, 10, 5, 3, 2))
-    best = max(s for _, s in choose(useful, ChooseSettings()).predicted)
+    useful = measurements(MIDDLING)
+    best = max(by_tokens(choose(useful, ChooseSettings())).values())
     assert choose(useful, ChooseSettings(min_gain=best)).num_speculative_tokens is None
 
 
 def test_no_step_is_promised_to_be_cheaper_than_a_plain_one() -> None:
-    """The line through 30 and 38 ms at K = 5 and 6 is negative at K = 1."""
-    costs = (cost(0, 0.028), cost(5, 0.030), cost(6, 0.038))
-    accepted = (Acceptance(kind="code", temperature=0.0, histogram=(50, 50, 0, 0, 0, 0, 0)),)
-    choice = choose(Measurements(concurrency=1, costs=costs, acceptances=accepted), ChooseSettings())
-    assert max(speedup for _, speedup in choice.predicted) == pytest.approx(1.5)
+    """The line through 29 and 38 ms at K = 2 and 6 is below 28 at K = 1."""
+    choice = choose(measurements((50, 50, 0, 0, 0, 0, 0), plain=0.028, small=0.029, large=0.038), ChooseSettings())
+    assert max(by_tokens(choice).values()) == pytest.approx(1.5)
 
 
 def test_measurements_that_cannot_decide_are_refused() -> None:
     with pytest.raises(InputError, match="no steps"):
         choose(measurements((0, 0, 0, 0)), ChooseSettings())
-    one = Measurements(
-        concurrency=1, costs=(cost(0, 0.01), cost(2, 0.012)), acceptances=measurements((1, 1)).acceptances
-    )
-    with pytest.raises(InputError, match="two different"):
-        choose(one, ChooseSettings())
+    accepted = measurements((1, 1)).acceptances
+    with pytest.raises(InputError, match="two different num_speculative_tokens are needed at concurrency 1"):
+        choose(Measurements(costs=costs()[:3], acceptances=accepted), ChooseSettings())
+    with pytest.raises(InputError, match="plain step at concurrency 1"):
+        choose(Measurements(costs=costs()[1:], acceptances=accepted), ChooseSettings())
+    with pytest.raises(InputError, match="no acceptance"):
+        choose(Measurements(costs=costs(), acceptances=()), ChooseSettings())

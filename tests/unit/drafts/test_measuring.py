@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from drafts.cells import Cell, Condition
-from drafts.client import Answer
-from drafts.measuring import step_cost, step_seconds
+from drafts.client import Answer, Speculation
+from drafts.measuring import ALL, MeasureSettings, blocks_for, found_in, step_cost, step_seconds
+from drafts.prompts import Prompt
 from stages.errors import EngineError
 
 
@@ -10,13 +13,13 @@ def answer(seconds: float, tokens: int = 11) -> Answer:
     return Answer("a", "code", "x", "length", 5, tokens, 1.0, 1.0 + seconds, None)
 
 
-def cell(*answers: Answer) -> list[Cell]:
-    return [Cell("plain", Condition("code", 1, 0.0), 0, answers, 1.0)]
+def cell(*answers: Answer, method: str = "plain", kind: str = "code", concurrency: int = 1) -> list[Cell]:
+    return [Cell(method, Condition(kind, concurrency, 0.0), 0, answers, 1.0)]
 
 
 def test_the_spread_of_few_steps_stays_within_what_was_seen() -> None:
     """A stall in one of two answers must not put the lower quartile below zero."""
-    cost = step_cost(cell(answer(0.2), answer(9.0)), 2)
+    cost = step_cost(cell(answer(0.2), answer(9.0)), "plain", 1, 2)
     assert 0.02 <= cost.low <= cost.seconds <= cost.high <= 0.9
     assert cost.seconds == pytest.approx(0.46)
 
@@ -25,4 +28,41 @@ def test_answers_that_came_in_one_chunk_say_nothing_about_a_step() -> None:
     assert step_seconds(answer(0.0)) is None
     assert step_seconds(answer(1.0, tokens=1)) is None
     with pytest.raises(EngineError, match="longer answers"):
-        step_cost(cell(answer(0.0), answer(1.0)), 2)
+        step_cost(cell(answer(0.0), answer(1.0)), "plain", 1, 2)
+
+
+def test_more_requests_at_a_time_than_there_are_prompts() -> None:
+    prompts = [Prompt(kind=kind, prompt=f"x{i}") for i, kind in enumerate(("code", "code", "chat"))]
+    settings = MeasureSettings(concurrencies=(1, 4), repeats=2)
+    blocks = blocks_for(prompts, settings)
+    first = [block for block in blocks if block.condition.concurrency == 1]
+    assert [(b.condition.kind, b.condition.temperature, len(b.prompts)) for b in first] == 2 * [
+        ("chat", 0.0, 1), ("chat", 1.0, 1), ("code", 0.0, 2), ("code", 1.0, 2)
+    ]  # fmt: skip
+    later = [block for block in blocks if block.condition.concurrency == 4]
+    assert [(b.condition.kind, len(b.prompts)) for b in later] == [(ALL, 8)] * 4
+    assert len({block.seed for block in later}) == 2
+    assert set(later[0].prompts) == set(prompts)
+
+
+def test_concurrencies_must_ascend() -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        MeasureSettings(concurrencies=(4, 1))
+
+
+def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> None:
+    settings = MeasureSettings(concurrencies=(1, 4), num_speculative_tokens=(2, 6))
+    cells = []
+    for concurrency in settings.concurrencies:
+        for place, method in enumerate(("plain", "verify", "draft-small", "draft-large")):
+            one, kind = answer(0.1 * (1 + place) * concurrency), "code" if concurrency == 1 else ALL
+            cells += cell(one, one, method=method, kind=kind, concurrency=concurrency)
+    judged = replace(answer(0.5), speculation=Speculation(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
+    cells += cell(judged, judged, method="draft-large")
+    found = found_in(cells, settings)
+    table = {(c.method, c.concurrency, c.num_speculative_tokens): c.seconds for c in found.costs}
+    assert len(table) == len(found.costs) == 8
+    assert table["plain", 1, 0] == pytest.approx(0.01)
+    assert table["verify", 4, 6] == pytest.approx(0.08)
+    assert table["draft", 4, 2] == pytest.approx(0.12)
+    assert [(a.kind, a.histogram) for a in found.acceptances] == [("code", (4, 2, 2, 2, 0, 0, 0))]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drafts.pictures import draw_comparison
+from drafts.choosing import ChooseSettings, choose
+from drafts.pictures import draw_choice, draw_comparison
+from tests.unit.drafts.test_choosing import MIDDLING, SATURATED, USELESS, costs, measurements
 
 
 def test_a_speed_up_outside_the_range_of_its_turns_can_be_drawn(tmp_path: Path) -> None:
@@ -11,3 +13,10 @@ def test_a_speed_up_outside_the_range_of_its_turns_can_be_drawn(tmp_path: Path) 
     rows = [{**row, "speedup": 1.3, "speedup_low": 1.31, "speedup_high": 1.4}]
     draw_comparison(rows, tmp_path / "speedup.png")
     assert (tmp_path / "speedup.png").stat().st_size > 1000
+
+
+def test_a_choice_is_drawn_with_and_without_a_draft(tmp_path: Path) -> None:
+    for name, histogram in (("some", MIDDLING), ("none", USELESS)):
+        found = measurements(histogram, *costs(4), *SATURATED)
+        draw_choice(choose(found, ChooseSettings()), found, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000

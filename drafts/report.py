@@ -1,0 +1,161 @@
+"""The comparison as one self-contained HTML page: what was gained, with what spread, why, and where the draft fails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, BinaryIO
+
+from drafts.pictures import draw_acceptance, draw_by_concurrency, draw_comparison, draw_costs
+from drafts.table import HEADS, in_order, table_cells
+
+DRIFT = 0.10
+"""Served and predicted speed-ups that differ by more than this share are pointed out."""
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+p.lead { font-size: 1.1rem } .note { color: #5c6773; font-size: .9rem }
+img { max-width: 100% } table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e2e6ea; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #b8c0c8 }
+pre { background: #f5f7f9; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem }
+"""
+
+
+def _image(draw: Callable[[BinaryIO], None], text: str) -> str:
+    """A picture inside the page; ``text`` says what it shows."""
+    file = io.BytesIO()
+    draw(file)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{escape(text, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<h2>{escape(title)}</h2>\n" + "\n".join(part for part in parts if part)
+
+
+def _paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def _where(row: dict[str, Any]) -> str:
+    """The condition of a row in words."""
+    drawn = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
+    return f"{row['kind']}, {drawn}, {row['concurrency']} at a time"
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each condition at the lowest concurrency: how the draft did, and what did best."""
+    lowest = min(row["concurrency"] for row in rows)
+    found = []
+    for row in rows:
+        if row["method"] != "draft" or row["concurrency"] != lowest:
+            continue
+        same = [other for other in rows if _where(other) == _where(row)]
+        best = max(same, key=lambda other: other["speedup"])
+        ahead = "nothing else was faster" if best is row else f"{best['method']} was faster: {best['speedup']:.2f}x"
+        spread = f"{row['speedup_low']:.2f} to {row['speedup_high']:.2f} over turns"
+        found.append(f"{_where(row)}: {row['speedup']:.2f}x plain ({spread}); {ahead}.")
+    return found
+
+
+def drifts(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Where the served speed-up is not what was predicted."""
+    found = []
+    for row in rows:
+        predicted = row.get("predicted_speedup")
+        if predicted and abs(row["speedup"] / predicted - 1) > DRIFT:
+            found.append(f"{row['method']}, {_where(row)}: predicted {predicted:.2f}x, served {row['speedup']:.2f}x")
+    return found
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in HEADS)
+    lines, before = [], ""
+    for row in in_order(rows):
+        cells = "".join(f"<td>{escape(text)}</td>" for text in table_cells(row))
+        lines.append(f'<tr class="{"first" if _where(row) != before else ""}">{cells}</tr>')
+        before = _where(row)
+    return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "</table>"
+
+
+def _loops(rows: Sequence[dict[str, Any]]) -> str:
+    """Share of looping outputs by kind and temperature, for the plain target."""
+    plain = [row for row in rows if row["method"] == "plain"]
+    shares = dict.fromkeys((row["kind"], row["temperature"]) for row in plain)
+    parts = []
+    for kind, temperature in shares:
+        same = [row for row in plain if (row["kind"], row["temperature"]) == (kind, temperature)]
+        share = sum(row["looping_outputs"] for row in same) / len(same)
+        parts.append(f"{kind} at T = {temperature:g}: {share:.0%}")
+    return "; ".join(parts)
+
+
+def _examples(examples: Sequence[dict[str, Any]]) -> list[str]:
+    parts = []
+    for example in examples:
+        caption = (
+            f"{example['kind']}, T = {example['temperature']:g}: mean acceptance length {example['mean_acceptance_length']:.2f} "
+            f"over {example['num_drafts']} steps"
+        )
+        parts += [
+            _paragraph(caption, "note"),
+            f"<pre>{escape(example['prompt'])}<b>{escape(example['text'])}</b></pre>",
+        ]
+    return parts
+
+
+def html(record: dict[str, Any]) -> str:
+    """The page for what ``compare`` wrote.
+
+    Args:
+        record: rows, settings, hardware; with ``choice`` (what ``choose`` decided) where the pair has it.
+    """
+    rows = in_order(record["rows"])
+    choice = record.get("choice") or {}
+    drifted = drifts(rows)
+    costs = choice.get("costs") or []
+    drafted = any(sum(row["acceptance_histogram"]) for row in rows if row["method"] != "ngram")
+    hardware = record["hardware"]
+    body = [
+        "<h1>What the draft gains</h1>",
+        _paragraph(
+            f"{record['date']}, {hardware['cpu']}, {hardware['cores']} cores. Through the gateway, methods taking turns "
+            f"every {record['settings']['block_size']} prompts.", "note",
+        ),
+        *(_paragraph(line, "lead") for line in verdict(rows)),
+        _section(
+            "Speed-up over plain decoding",
+            _image(lambda file: draw_comparison(rows, file), "speed-up by method, kind and concurrency"),
+            _image(lambda file: draw_by_concurrency(rows, file), "speed-up over requests at a time"),
+            _paragraph("Output tokens per second over plain's in the same run; lines span the turns.", "note"),
+            _paragraph(f"More than {DRIFT:.0%} from the prediction: {'; '.join(drifted)}.") if drifted else "",
+        ),
+        _section(
+            "Acceptance",
+            _image(lambda file: draw_acceptance(rows, file), "share of steps that accept each draft position"),
+            _paragraph("A draft token counts only if all before it were accepted.", "note"),
+        ) if drafted else "",
+        _section(
+            "Where the time of a step goes",
+            _image(lambda file: draw_costs(costs, file), "cost of checking and of drafting, in plain steps"),
+            _paragraph(
+                "In plain steps at the same number of requests: v is a step that checks the draft tokens without having to "
+                "draft them, c one draft token. Measured when the pair was chosen.", "note",
+            ),
+        ) if costs else "",
+        _section("The choice", _paragraph(choice["reason"])) if choice else "",
+        _section("Looping outputs", _paragraph(
+            f"Outputs that repeat themselves are easy to draft. Share of the target's own: {_loops(rows)}. "
+            "The column w/o loops leaves those prompts out."
+        )),
+        _section("Where the draft fails", *_examples(record["examples"])) if record.get("examples") else "",
+        _section("All figures", _table(rows)),
+    ]  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What the draft gains</title>'
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
+    )

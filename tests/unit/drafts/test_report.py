@@ -1,0 +1,108 @@
+"""The report stands by itself, says what a reader must know, and shows prompts as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+import pytest
+
+from drafts.cells import Cell, Condition, rows_of
+from drafts.client import Answer, Speculation
+from drafts.comparing import add_predictions, failures
+from drafts.prompts import Prompt
+from drafts.report import drifts, html, verdict
+from drafts.table import as_csv
+from server.pair import Pair, ServingFile
+
+PROMPTS = [Prompt(kind="code", prompt=f"def f{i}(): <script>{i}") for i in range(4)]
+KEYS = {"path": "x", "sha256": "0", "tokenizer_sha256": "0"}
+
+
+def cells(concurrency: int, temperature: float, draft_s: float) -> list[Cell]:
+    condition = Condition("code", concurrency, temperature)
+
+    def answer(place: int, seconds: float, speculation: Speculation | None = None) -> Answer:
+        return Answer(PROMPTS[place].id, "code", f"out {place} & more", "length", 5, 20, 0.1, seconds, speculation)
+
+    accepted = [Speculation(10, 30, a, (10 - a, a, 0, 0)) for a in (9, 1, 5, 7)]
+    return [
+        Cell("plain", condition, 0, tuple(answer(i, 2.0) for i in range(4)), 8.0),
+        Cell("draft", condition, 0, tuple(answer(i, draft_s, accepted[i]) for i in range(4)), 4 * draft_s),
+    ]
+
+
+ALL = [*cells(1, 0.0, 1.0), *cells(1, 1.0, 1.0), *cells(4, 0.0, 2.5)]
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    made = rows_of(ALL, str.split)
+    predictions = [
+        {"kind": "code", "temperature": t, "concurrency": 1, "speedup": s} for t, s in ((0.0, 2.1), (1.0, 1.5))
+    ]
+    serving = ServingFile.model_validate({
+        "schema_version": 1, "served_model_name": "m", "target": KEYS, "max_model_len": 64,
+        "expected": {"speedup": 2.0, "predictions": predictions},
+    })  # fmt: skip
+    add_predictions(made, Pair(file="f", serving=serving, target="t", draft=None))  # type: ignore[arg-type]
+    return made
+
+
+def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    cost = {
+        "concurrency": 1, "num_speculative_tokens": 3, "verify": 1.1, "verify_low": 1.0, "verify_high": 1.3, "draft": 0.05
+    }  # fmt: skip
+    return {
+        "rows": rows, "settings": {"block_size": 4}, "hardware": {"cpu": "a <cpu>", "cores": 2}, "date": "2026-01-01",
+        "choice": {"reason": "because", "costs": [cost]}, "examples": failures(ALL, {p.id: p for p in PROMPTS}),
+    }  # fmt: skip
+
+
+def test_only_what_is_far_from_its_prediction_is_pointed_out(rows: list[dict[str, Any]]) -> None:
+    assert drifts(rows) == ["draft, code, T = 1, 1 at a time: predicted 1.50x, served 2.00x"]
+
+
+def test_the_verdict_names_what_was_faster(rows: list[dict[str, Any]]) -> None:
+    assert verdict(rows)[0].startswith("code, greedy, 1 at a time: 2.00x plain")
+    assert verdict(rows)[0].endswith("nothing else was faster.")
+    faster = [{**row, "method": "ngram", "speedup": 2.2} for row in rows if row["method"] == "draft"]
+    assert verdict([*rows, *faster])[0].endswith("ngram was faster: 2.20x.")
+
+
+def test_the_worst_accepted_answers_are_the_examples() -> None:
+    found = failures(ALL, {p.id: p for p in PROMPTS})
+    assert [(f["temperature"], round(f["mean_acceptance_length"], 1)) for f in found] == [
+        (0.0, 1.1),
+        (0.0, 1.5),
+        (1.0, 1.1),
+        (1.0, 1.5),
+    ]
+    assert found[0]["text"] == "out 1 & more"
+
+
+def test_the_page_stands_by_itself_and_escapes_what_it_shows(rows: list[dict[str, Any]]) -> None:
+    page = html(record(rows))
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r"(?:src|href)=.(?!data:)", page)
+    assert "<script" not in page
+    assert "out 1 &amp; more" in page
+    assert "a &lt;cpu&gt;" in page
+    assert "because" in page
+    for heading in ("Speed-up over plain", "Acceptance", "time of a step", "Looping", "draft fails", "All figures"):
+        assert heading in page
+
+
+def test_a_pair_without_a_draft_has_a_report_too(rows: list[dict[str, Any]]) -> None:
+    plain = [row for row in rows if row["method"] == "plain"]
+    page = html({**record(plain), "choice": None, "examples": []})
+    assert "draft fails" not in page
+    assert "All figures" in page
+
+
+def test_csv_has_every_row(rows: list[dict[str, Any]]) -> None:
+    read = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert len(read) == len(rows)
+    assert {float(row["speedup"]) for row in read} == {row["speedup"] for row in rows}
