@@ -168,6 +168,22 @@ def recover(
 
 
 @app.command()
+def merge(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    first: Annotated[Path, typer.Argument(help="a draft that 'recover' wrote")],
+    second: Annotated[Path, typer.Argument(help="another recovery of the same pruned model, e.g. on other data")],
+    out: OutOption,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Merge two recoveries of the same pruned model, tensor by tensor on the arc between them."""
+    from drafts.merging import MergeSettings, merge
+
+    merge(target, first, second, out, settings_from(MergeSettings, config, set_))
+    print(out)
+
+
+@app.command()
 def measure(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     draft: Annotated[Path, typer.Argument(help="folder of the draft")],
@@ -274,6 +290,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
     from drafts.measuring import MeasureSettings
+    from drafts.merging import MergeSettings
     from drafts.recovery import RecoverSettings
     from drafts.verifying import VerifySettings
     from pruning.settings import PruneSettings, ScoreSettings
@@ -281,7 +298,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
 
     known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "measure": MeasureSettings, "choose": ChooseSettings, "compare": CompareSettings,
+        "merge": MergeSettings, "measure": MeasureSettings, "choose": ChooseSettings, "compare": CompareSettings,
         "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:

@@ -20,11 +20,16 @@ Tokenize = Callable[[str], Sequence[int]]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a cell is measured under, besides the method."""
+    """What a cell is measured under, besides the method.
+
+    Attributes:
+        rate: arrivals per second of an open loop, of which ``concurrency`` at most are under way; None is a closed loop.
+    """
 
     kind: str
     concurrency: int
     temperature: float
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ def run_cells(urls: dict[str, str], blocks: Sequence[Block], max_tokens: int, se
             drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
             for method in rotated(list(urls), turn):
                 time.sleep(settle_s)
-                asked = ask_all(urls[method], MODEL, block.prompts, drawn, block.condition.concurrency)
+                condition = block.condition
+                asked = ask_all(urls[method], MODEL, block.prompts, drawn, condition.concurrency, rate=condition.rate)
                 answers, wall = asyncio.run(asked)
                 cells.append(Cell(method, block.condition, turn, tuple(answers), wall))
                 advance(1, note=f"{method} {block.condition.kind}")
@@ -111,11 +117,19 @@ def rotated(names: Sequence[str], by: int) -> list[str]:
 
 
 def conditions_of(
-    prompts: Sequence[Prompt], concurrencies: Sequence[int], temperatures: Sequence[float]
+    prompts: Sequence[Prompt],
+    concurrencies: Sequence[int],
+    temperatures: Sequence[float],
+    rates: Sequence[float] = (),
 ) -> list[Condition]:
-    """Every combination of the prompts' kinds with the given concurrencies and temperatures."""
+    """Every combination of the prompts' kinds and temperatures with the closed loops and the open ones.
+
+    Args:
+        rates: arrivals per second of open loops; the largest concurrency bounds what is under way.
+    """
     kinds = sorted({prompt.kind for prompt in prompts})
-    return [Condition(k, c, t) for k in kinds for c in concurrencies for t in temperatures]
+    loads = [(n, None) for n in concurrencies] + [(max(concurrencies), rate) for rate in rates]
+    return [Condition(k, n, t, rate) for k in kinds for n, rate in loads for t in temperatures]
 
 
 def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, Condition, list[Cell], list[Cell]]]:
@@ -153,6 +167,17 @@ def _rate(cells: Sequence[Cell]) -> float:
     return sum(cell.num_tokens for cell in cells) / sum(cell.wall_s for cell in cells)
 
 
+def _faster(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
+    """Ratio of output tokens per second."""
+    return _rate(own) / _rate(plain)
+
+
+def _sooner(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
+    """Ratio of median times of a request, from its arrival to its last token."""
+    middle, base = (statistics.median(a.e2e_s for cell in cells for a in cell.answers) for cells in (own, plain))
+    return base / middle
+
+
 def _rate_without(cells: Sequence[Cell], left_out: Sequence[set[str]]) -> float | None:
     """Output tokens per second of request time, over the answers whose prompts are not left out in that turn."""
     kept = [
@@ -173,12 +198,14 @@ def _looping(cells: Sequence[Cell], tokenize: Tokenize) -> list[set[str]]:
 def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell], tokenize: Tokenize) -> dict[str, Any]:
     """One row of the table.
 
-    ``speedup`` is tokens per second over plain's, both over all turns; low and high are the extremes of single turns.
+    ``speedup`` is tokens per second over plain's, both over all turns; low and high are the extremes of single turns. In
+    an open loop, where arrivals set the tokens per second, it is plain's median time of a request over this method's.
     ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that turn.
     ``identical_outputs`` compares texts of equal prompts with plain's in the same turn (greedy only).
     """
     answers = [answer for cell in own for answer in cell.answers]
-    ratios = [cell.tokens_per_s / base.tokens_per_s for cell, base in zip(own, plain, strict=True)]
+    faster = _faster if condition.rate is None else _sooner
+    ratios = [faster([cell], [base]) for cell, base in zip(own, plain, strict=True)]
     looping = _looping(own, tokenize)
     either = [mine | theirs for mine, theirs in zip(looping, _looping(plain, tokenize), strict=True)]
     calm, base_calm = _rate_without(own, either), _rate_without(plain, either)
@@ -189,12 +216,13 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
     num_prompts = len({answer.prompt_id for answer in answers})
     return {
         "method": method, "kind": condition.kind, "concurrency": condition.concurrency,
-        "temperature": condition.temperature, "num_prompts": num_prompts,
+        "temperature": condition.temperature, "rate": condition.rate, "num_prompts": num_prompts,
         "repeats": len(answers) // num_prompts, "turns": len(own),
         "output_tokens_per_s": _rate(own),
         "tpot_s": statistics.median(tpots) if tpots else None,
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
-        "speedup": _rate(own) / _rate(plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
+        "e2e_s": statistics.median(answer.e2e_s for answer in answers),
+        "speedup": faster(own, plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
         "speedup_without_loops": calm / base_calm if calm and base_calm else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),
         "identical_outputs": sum(a.text == b.text for a, b in pairs) / len(pairs) if condition.temperature == 0 else None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import aiohttp
@@ -151,6 +153,12 @@ def first_of(errors: BaseExceptionGroup[BaseException], base_url: str) -> BaseEx
     return first
 
 
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """Seconds after the start at which ``count`` requests arrive, ``rate`` of them a second on average."""
+    draw = random.Random(seed)
+    return list(accumulate(draw.expovariate(rate) for _ in range(count)))
+
+
 async def ask_all(
     base_url: str,
     model: str,
@@ -159,10 +167,14 @@ async def ask_all(
     concurrency: int,
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
     seeds: Sequence[int] | None = None,
+    rate: float | None = None,
 ) -> tuple[list[Answer], float]:
-    """Asks all prompts in a closed loop of ``concurrency`` workers.
+    """Asks all prompts: in a closed loop of ``concurrency`` workers, or as they arrive by a Poisson process.
 
     Args:
+        concurrency: requests under way at most.
+        rate: arrivals per second, drawn from ``sampling.seed``; None is the closed loop. A request that must wait for
+            its turn has waited since its arrival.
         on_answer: called with the prompt's place and its answer, as answers come.
         seeds: one for each prompt; ``sampling.seed`` + place when not given.
 
@@ -177,10 +189,15 @@ async def ask_all(
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     connector = aiohttp.TCPConnector(limit=0)
 
+    arrivals = [0.0] * len(prompts) if rate is None else poisson(rate, len(prompts), sampling.seed)
+
     async def worker(session: aiohttp.ClientSession) -> None:
         for index, prompt in waiting:
             seed = sampling.seed + index if seeds is None else seeds[index]
-            answers[index] = answer = await ask(session, base_url, model, prompt, sampling, seed)
+            await asyncio.sleep(started + arrivals[index] - time.perf_counter())
+            late = max(0.0, time.perf_counter() - started - arrivals[index]) if rate else 0.0
+            answer = await ask(session, base_url, model, prompt, sampling, seed)
+            answers[index] = answer = replace(answer, ttft_s=answer.ttft_s + late, e2e_s=answer.e2e_s + late)
             on_answer(index, answer)
 
     try:

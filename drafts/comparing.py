@@ -6,13 +6,13 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from drafts.cells import Cell, blocks_of, conditions_of, differing, rows_of, run_cells
 from drafts.encoding import fitting
-from drafts.methods import NGRAM, EngineOptions, Method, serving, settle_s
+from drafts.methods import NGRAM, SUFFIX, EngineOptions, Method, serving, settle_s, suffix_installed
 from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
@@ -25,11 +25,13 @@ from stages import provenance
 from stages.errors import InputError
 from stages.folders import write_text
 from stages.hashing import checkpoint_hash
+from stages.progress import log
 from stages.settings import Settings
 
 MIN_STEPS = 6
 """Speculative steps that an answer must have to be an example of anything."""
 
+RESERVED = ("plain", "ngram", "suffix", "draft")
 EXAMPLES = 2
 PROMPT_END = 300
 """Characters of a prompt that an example shows."""
@@ -40,25 +42,46 @@ class CompareSettings(Settings):
 
     Attributes:
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
+        rates: arrivals per second of open loops beside the closed ones; the largest concurrency bounds what is under way.
         block_size: prompts after which the next method takes its turn.
+        drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens.
         enforce_eager: whether engines run without compiling; the pair's own setting when not given.
     """
 
     prompts_per_kind: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=96, ge=2)
     concurrencies: tuple[int, ...] = Field(default=(1, 4), min_length=1)
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
     repeats: int = Field(default=3, ge=1)
     block_size: int = Field(default=20, ge=1)
     seed: int = 0
+    drafts: dict[str, Path] = Field(default_factory=dict)
     enforce_eager: bool | None = None
 
 
-def methods_of(pair: Pair) -> list[Method]:
-    """Plain, n-gram, and what the pair is served with."""
+def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
+    """Plain, n-gram, suffix decoding where it is installed, other drafts, and what the pair is served with.
+
+    Raises:
+        InputError: another draft has the name of a method, cannot be drafted with, or there is no number of tokens for it.
+    """
     methods = [Method("plain"), Method("ngram", NGRAM)]
-    if pair.speculative_config:
-        methods.append(Method("draft", pair.speculative_config))
+    if suffix_installed():
+        methods.append(Method("suffix", SUFFIX))
+    else:
+        log("suffix decoding is left out: the package arctic-inference is not installed")
+    config = pair.speculative_config
+    for name, folder in others.items():
+        if name in RESERVED:
+            raise InputError(f"drafts: {name!r} is the name of a method; choose another name for {folder}")
+        if not (folder / "config.json").is_file():
+            raise InputError(f"drafts: {folder} holds no draft; give the folder that 'understudy recover' wrote")
+        if config is None or config["method"] != "draft_model":
+            raise InputError("drafts: the pair has no draft, so there is no number of draft tokens to give another one")
+        methods.append(Method(name, {**config, "model": str(folder.resolve())}))
+    if config:
+        methods.append(Method("draft", config))
     return methods
 
 
@@ -84,16 +107,17 @@ def compare(
     tokenizer = load_tokenizer(target)
     fit = fitting(everything, tokenizer, pair.serving.max_model_len, settings.max_tokens)
     prompts = sample(fit, settings.prompts_per_kind, settings.seed)
+    methods = methods_of(pair, settings.drafts)
     inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
     if pair.serving.draft:
         inputs["draft"] = pair.serving.draft.sha256
+    inputs |= {name: checkpoint_hash(folder) for name, folder in settings.drafts.items()}
     run = provenance.Run("compare", settings.model_dump(mode="json"), inputs, settings.seed)
-    methods = methods_of(pair)
     logs = out.parent / "engine-logs"
     eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
     how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
     with serving(target, methods, logs, how) as urls:
-        conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures)
+        conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
         blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
         cells = run_cells(urls, blocks, settings.max_tokens, settle_s())
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -120,7 +144,8 @@ def add_predictions(rows: Sequence[dict[str, Any]], pair: Pair) -> None:
     known = {(p.kind, p.temperature, p.concurrency): p.speedup for p in (expected.predictions if expected else ())}
     for row in rows:
         place = (row["kind"], row["temperature"], row["concurrency"])
-        row["predicted_speedup"] = known.get(place) if row["method"] == "draft" else None
+        closed = row["method"] == "draft" and row.get("rate") is None
+        row["predicted_speedup"] = known.get(place) if closed else None
 
 
 def read_choice(folder: Path) -> dict[str, Any] | None:

@@ -1,8 +1,11 @@
-"""Self-distilled data in direct mode: the target answers the training prompts, as it will be served.
+"""Self-distilled data: the target answers the training prompts. One JSONL line an answer, appended as answers arrive, so that
+an interrupted run goes on where it stopped.
 
-The answers are the target's own (arXiv 2410.09982 calls the idea self-data distillation; the draft of a target wants
-its answers to the plain prompt, without the reference answer in sight). One JSONL line an answer, appended as answers
-arrive, so that an interrupted run goes on where it stopped.
+Three modes (arXiv 2410.09982 calls the idea self-data distillation), which a mixture gives shares of the prompts:
+
+- ``direct``: the target's own answer to the prompt alone, sampled as it will be served. What a draft wants.
+- ``rewrite``: the target says the prompt's reference answer in its own words (``rewriting``).
+- ``reference``: the reference answer as it is: plain supervised fine-tuning, the baseline.
 """
 
 from __future__ import annotations
@@ -12,14 +15,16 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from drafts.client import Answer, Sampling, ask_all
 from drafts.encoding import fitting, prompt_ids
 from drafts.prompts import Prompt, draw, prompts_hash, read_prompts
+from drafts.rewriting import guided, select
 from pruning.checkpoint import load_target, load_tokenizer
 from server.engine import EngineSettings, LocalEngine
 from stages.errors import InputError
@@ -30,6 +35,7 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 DATA = "data.jsonl"
+Mode = Literal["direct", "rewrite", "reference"]
 PREFILL_TOKENS = 16384
 """Tokens of prompts the engine reads in one step: throughput matters here, not the time to a first token."""
 
@@ -44,6 +50,8 @@ class DistillSettings(Settings):
         url: base address of an OpenAI-compatible server with the target, for ``backend: url``.
         model: the name that server gives the target.
         concurrency: requests in flight.
+        mixture: share of the prompts by mode; shares count relative to their sum. Modes other than ``direct`` need
+            prompts with a ``reference``.
     """
 
     max_tokens: int = Field(default=128, ge=1)
@@ -55,26 +63,56 @@ class DistillSettings(Settings):
     model: str = "target"
     concurrency: int = Field(default=128, ge=1)
     max_model_len: int = Field(default=512, ge=16)
+    mixture: dict[Mode, Annotated[float, Field(gt=0)]] = Field(default={"direct": 1.0}, min_length=1)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt to be answered, with its place in the list, the temperature and the seed that belong to that place."""
+    """One prompt to be answered, with its place in the list, the temperature and the seed that belong to that place.
+
+    Attributes:
+        mode: direct or rewrite; references are not asked for.
+    """
 
     place: int
     prompt: Prompt
     temperature: float
     seed: int
+    mode: Mode = "direct"
+
+    @property
+    def shown(self) -> Prompt:
+        """What the target gets to see."""
+        return (guided(self.prompt) if self.mode == "rewrite" else None) or self.prompt
 
 
 def record_of(asked: Asked, answer: str, finish_reason: str | None, target_hash: str) -> dict[str, Any]:
-    """One line of the data file."""
-    prompt = asked.prompt
+    """One line of the data file; a rewrite that does not pass gives way to the reference, and ``selected`` says why."""
+    prompt, selected = asked.prompt, str(asked.mode)
+    if asked.mode == "rewrite" and prompt.reference is not None:
+        answer, selected = select(answer, prompt.reference)
+        finish_reason = finish_reason if selected == "rewrite" else whole(prompt)
     return {
         "place": asked.place, "id": prompt.id, "kind": prompt.kind, "source": prompt.source,
+        "mode": asked.mode, "selected": selected,
         "target_sha256": target_hash, "temperature": asked.temperature, "seed": asked.seed,
         "finish_reason": finish_reason, **prompt.request()[1], "answer": answer,
     }  # fmt: skip
+
+
+def whole(prompt: Prompt) -> str:
+    """How a reference ends: a message ends where it ends, text that was continued would have gone on."""
+    return "stop" if prompt.messages is not None else "length"
+
+
+def mode_of(prompt: Prompt, mixture: dict[Mode, float]) -> Mode:
+    """The mode of a prompt, by the hash of its id: the same in every run and for every number of prompts.
+
+    Text to be continued has no instruction to answer anew, so its rewrite is its reference.
+    """
+    drawn = int(prompt.id[:8], 16) / 2**32 * sum(mixture.values())
+    chosen = next(mode for mode, end in zip(mixture, accumulate(mixture.values()), strict=True) if drawn < end)
+    return "reference" if chosen == "rewrite" and prompt.messages is None else chosen
 
 
 def read_data(path: Path) -> list[dict[str, Any]]:
@@ -136,9 +174,9 @@ def to_ask(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int])
     """What is still to be answered, one list for each temperature; a resumed run asks what the first would have."""
     count = len(settings.temperatures)
     todo = [
-        Asked(place, prompt, settings.temperatures[place % count], settings.seed + place)
+        Asked(place, prompt, settings.temperatures[place % count], settings.seed + place, mode)
         for place, prompt in enumerate(prompts)
-        if place not in done
+        if place not in done and (mode := mode_of(prompt, settings.mixture)) != "reference"
     ]
     return [group for t in dict.fromkeys(settings.temperatures) if (group := [a for a in todo if a.temperature == t])]
 
@@ -157,7 +195,7 @@ def _from_server(
             writer.write(group[index], answer.text, answer.finish_reason)
             advance(1, note=f"{tokens:,} tokens")
 
-        prompts, seeds = [asked.prompt for asked in group], [asked.seed for asked in group]
+        prompts, seeds = [asked.shown for asked in group], [asked.seed for asked in group]
         asyncio.run(ask_all(url, model, prompts, sampling, settings.concurrency, keep, seeds))
 
 
@@ -177,7 +215,7 @@ def _from_transformers(
         options = sampled if temperature > 0 else {"do_sample": False}
         for start in range(0, len(group), settings.concurrency):
             batch = group[start : start + settings.concurrency]
-            rows = {"input_ids": [prompt_ids(asked.prompt, tokenizer) for asked in batch]}
+            rows = {"input_ids": [prompt_ids(asked.shown, tokenizer) for asked in batch]}
             inputs = tokenizer.pad(rows, return_tensors="pt").to(model.device)
             torch.manual_seed(batch[0].seed)
             out = model.generate(
@@ -189,8 +227,30 @@ def _from_transformers(
             advance(len(batch))
 
 
+def write_references(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int], writer: Writer) -> int:
+    """Writes the answers that nobody is asked for; how many.
+
+    Raises:
+        InputError: a prompt has no reference and the mixture wants one.
+    """
+    written = 0
+    for place, prompt in enumerate(prompts):
+        mode = mode_of(prompt, settings.mixture)
+        if mode == "direct":
+            continue
+        if prompt.reference is None:
+            raise InputError(
+                f'distill: mode {mode!r} needs a "reference" in every prompt it is given, and prompt {prompt.id} '
+                f"({prompt.source or prompt.kind}) has none; add references or use mode 'direct' alone"
+            )
+        if mode == "reference" and place not in done:
+            writer.write(Asked(place, prompt, 0.0, settings.seed + place, mode), prompt.reference, whole(prompt))
+            written += 1
+    return written
+
+
 def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettings) -> None:
-    """Writes ``out/data.jsonl``: the target's own answers to the prompts.
+    """Writes ``out/data.jsonl``: an answer to each prompt, the target's own unless the mixture says otherwise.
 
     Run again after an interruption, it asks only what is not answered yet; a partial file made with other settings
     or by another target is discarded.
@@ -210,8 +270,11 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
         writer = Writer(folder / DATA, done, target_hash)
         groups = to_ask(prompts, settings, {record["place"] for record in done})
         try:
-            with progress("answers of the target", len(prompts), "prompts", done=len(done)) as advance:
-                if settings.backend == "transformers":
+            given = write_references(prompts, settings, {record["place"] for record in done}, writer)
+            with progress("answers of the target", len(prompts), "prompts", done=len(done) + given) as advance:
+                if not groups:
+                    pass
+                elif settings.backend == "transformers":
                     _from_transformers(target, groups, settings, writer, advance)
                 else:
                     with target_server(target, settings, folder / "engine.log") as (url, model):

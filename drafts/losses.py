@@ -62,6 +62,18 @@ def forward_kl(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor) -> Ten
     return loss
 
 
+def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor) -> Tensor:
+    """KL(student || teacher): keeps the draft from what the target would not say (MiniLLM, arXiv 2306.08543)."""
+    log_q_NV = torch.log_softmax(student_NV.float(), -1)
+    values_N = (log_q_NV.exp() * (log_q_NV - torch.log_softmax(teacher_NV.float(), -1))).sum(-1)
+    return (weights_N * values_N).sum() / weights_N.sum()
+
+
+def negative_log_overlap(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor) -> Tensor:
+    """-log sum_x min(p(x), q(x)): the chance of acceptance itself (the LK family, arXiv 2602.23881)."""
+    return -(weights_N * overlap(student_NV, teacher_NV).clamp_min(1e-6).log()).sum() / weights_N.sum()
+
+
 def overlap(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     """sum_x min(p(x), q(x)) per position: the chance that a probabilistic draft token is accepted at temperature 1."""
     q_NV, p_NV = torch.softmax(student_NV.float(), -1), torch.softmax(teacher_NV.float(), -1)

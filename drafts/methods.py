@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from stages.progress import log
 
 MODEL = "target"
 NGRAM = {"method": "ngram", "prompt_lookup_max": 3, "num_speculative_tokens": 4}
+SUFFIX = {"method": "suffix", "num_speculative_tokens": 8}
+"""Suffix decoding (arXiv 2411.04975); needs the package arctic-inference. Its cache is cold when an engine starts."""
+
+
+def suffix_installed() -> bool:
+    """Whether this environment has what vLLM's suffix decoding needs."""
+    return importlib.util.find_spec("arctic_inference") is not None
 
 
 def settle_s() -> float:

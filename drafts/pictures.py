@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from drafts.choosing import Choice, Measurements
+from drafts.table import load
 from stages.folders import storage_errors
 
 COLOURS = {
@@ -91,11 +92,11 @@ def _shade(place: int, count: int) -> tuple[float, float, float]:
 
 def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None:
     chosen = [row for row in rows if row["temperature"] == temperature]
-    places = list(dict.fromkeys((row["kind"], row["concurrency"]) for row in chosen))
+    places = list(dict.fromkeys((row["kind"], load(row)) for row in chosen))
     methods = list(dict.fromkeys(row["method"] for row in chosen))
     width = 0.8 / len(methods)
     for offset, method in enumerate(methods):
-        own = {(row["kind"], row["concurrency"]): row for row in chosen if row["method"] == method}
+        own = {(row["kind"], load(row)): row for row in chosen if row["method"] == method}
         heights = [own[place]["speedup"] for place in places]
         x = [i + offset * width for i in range(len(places))]
         axis.bar(x, heights, width * 0.92, label=method, color=COLOURS.get(method))
@@ -104,7 +105,8 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
         for a, b in zip(x, heights, strict=True):
             axis.text(a, 0.04, f"{b:.2f}", ha="center", va="bottom", fontsize=7, color="white")
     axis.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(places))])
-    axis.set_xticklabels([f"{kind}\n{concurrency} at a time" for kind, concurrency in places], fontsize=8)
+    labels = [f"{kind}\n{loaded}{'' if '/' in loaded else ' at a time'}" for kind, loaded in places]
+    axis.set_xticklabels(labels, fontsize=8)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set(title="greedy" if temperature == 0 else f"sampled, T = {temperature:g}", ylabel="speed-up over plain")
     axis.legend(fontsize=8)
@@ -121,6 +123,7 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> No
 
 def draw_by_concurrency(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
     """Speed-up over the number of requests at a time: one panel for each kind and temperature, lines span the turns."""
+    rows = [row for row in rows if not row.get("rate")]
     panels = list(dict.fromkeys((row["kind"], row["temperature"]) for row in rows))
     figure, axes = _figure(len(panels), 3.4 * len(panels), 3.2)
     for axis, (kind, temperature) in zip(axes, panels, strict=True):
@@ -145,7 +148,9 @@ def draw_by_concurrency(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -
 def draw_acceptance(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
     """Share of steps that accept each draft position, at the lowest concurrency: one panel for each method that drafts."""
     lowest = min(row["concurrency"] for row in rows)
-    drafted = [row for row in rows if row["concurrency"] == lowest and sum(row["acceptance_histogram"])]
+    drafted = [
+        row for row in rows if row["concurrency"] == lowest and not row.get("rate") and sum(row["acceptance_histogram"])
+    ]
     methods = list(dict.fromkeys(row["method"] for row in drafted))
     figure, axes = _figure(max(1, len(methods)), 3.4 * max(1, len(methods)), 3.2)
     for axis, method in zip(axes, methods, strict=False):

@@ -27,12 +27,14 @@ class Prompt(Settings):
     Attributes:
         kind: group that tables are split by, e.g. ``code`` or ``chat``.
         source: the file it was made from, for splits by file.
+        reference: a right answer, for data modes that use one; never shown to the draft as part of the prompt.
     """
 
     prompt: str | None = Field(default=None, min_length=1)
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     kind: str = "prompt"
     source: str | None = None
+    reference: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Prompt:
@@ -87,8 +89,9 @@ def _parse(line: str, where: str) -> Prompt:
 
 
 def prompts_hash(prompts: list[Prompt]) -> str:
-    """Hash of a list of prompts with their kinds and sources, order included."""
-    return value_hash([prompt.model_dump() for prompt in prompts])
+    """Hash of a list of prompts with their kinds, sources and references, order included."""
+    dumped = [prompt.model_dump() for prompt in prompts]
+    return value_hash([{k: v for k, v in d.items() if k != "reference" or v is not None} for d in dumped])
 
 
 def refuse_overlap(training: list[Prompt], heldout: list[Prompt]) -> None:

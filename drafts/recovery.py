@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drafts.distilling import DATA, read_data
 from drafts.examples import Batch, Example, batches, split_examples
-from drafts.losses import agreement, cross_entropy, forward_kl, overlap
+from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
 from drafts.packaging import package
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, write_checkpoint
@@ -38,6 +38,10 @@ class RecoverSettings(Settings):
     Attributes:
         kl_weight: weight of KL(target || draft) on the target's logits.
         ce_weight: weight of cross-entropy on the target's tokens.
+        reverse_kl_weight: weight of KL(draft || target).
+        overlap_weight: weight of -log of the chance that a draft token is accepted.
+        from_scratch: train new weights of the pruned model's shape instead of the kept layers: an unpruned sibling, to
+            compare with.
         prompt_weight: weight of prompt positions in the loss (answers count 1); 0 leaves them out.
         tokens: judged positions to train on, over all epochs.
         max_seconds: end earlier when this much time has passed; the learning rate follows whichever is nearer.
@@ -48,6 +52,9 @@ class RecoverSettings(Settings):
 
     kl_weight: float = Field(default=1.0, ge=0)
     ce_weight: float = Field(default=0.0, ge=0)
+    reverse_kl_weight: float = Field(default=0.0, ge=0)
+    overlap_weight: float = Field(default=0.0, ge=0)
+    from_scratch: bool = False
     prompt_weight: float = Field(default=0.5, ge=0)
     tokens: int = Field(default=6_000_000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
@@ -64,6 +71,11 @@ class RecoverSettings(Settings):
     checkpoint_every_s: float = Field(default=120.0, gt=0)
     teacher_cache_gib: float = Field(default=2.0, ge=0)
     check_share: float = Field(default=0.03, gt=0, lt=0.5)
+
+    @property
+    def judges_by_logits(self) -> bool:
+        """Whether a loss needs the target's logits."""
+        return self.kl_weight + self.reverse_kl_weight + self.overlap_weight > 0
 
 
 @dataclass
@@ -122,10 +134,17 @@ def add_lora(model: Any, rank: int) -> Any:
 def loss_of(student_NV: Tensor, teacher_NV: Tensor | None, batch: Batch, settings: RecoverSettings) -> Tensor:
     """The weighted sum of the chosen losses on one batch."""
     loss = student_NV.new_zeros((), dtype=torch.float32)
-    if teacher_NV is not None:
-        loss = loss + settings.kl_weight * forward_kl(student_NV, teacher_NV, batch.weights_N)
     if settings.ce_weight > 0:
         loss = loss + settings.ce_weight * cross_entropy(student_NV, batch.labels_N, batch.weights_N)
+    if teacher_NV is None:
+        return loss
+    for weight, of in (
+        (settings.kl_weight, forward_kl),
+        (settings.reverse_kl_weight, reverse_kl),
+        (settings.overlap_weight, negative_log_overlap),
+    ):
+        if weight > 0:
+            loss = loss + weight * of(student_NV, teacher_NV, batch.weights_N)
     return loss
 
 
@@ -159,11 +178,13 @@ class Trainer:
             raise InputError("recover: runs in one process; start it without 'accelerate launch'")
         torch.manual_seed(settings.seed)
         model, self.tokenizer = load_target(pruned, dtype="float32")
+        if settings.from_scratch:
+            model = type(model)(model.config)
         if self.accelerator.device.type == "cpu":
             model.set_attn_implementation("eager")  # the fused kernel's backward is the slower one there
         if settings.method == "lora":
             model = add_lora(model, settings.lora_rank)
-        self.needs_teacher = settings.kl_weight > 0
+        self.needs_teacher = settings.judges_by_logits
         teacher_model, _ = load_target(target)
         self.teacher_model = teacher_model.to(self.accelerator.device)
         student = Student(model)
@@ -283,8 +304,10 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     Raises:
         InputError: the plan of the pruned model was made for another target, or the data by another target.
     """
-    if settings.kl_weight == 0 and settings.ce_weight == 0:
-        raise InputError("recover: kl_weight and ce_weight are both 0; give at least one a positive weight")
+    if settings.ce_weight == 0 and not settings.judges_by_logits:
+        raise InputError(
+            "recover: kl_weight, ce_weight, reverse_kl_weight and overlap_weight are all 0; give one a positive weight"
+        )
     plan = load_plan(pruned)
     target_hash = checkpoint_hash(target)
     plan.check_target(target_hash, str(pruned / "plan.json"))

@@ -44,7 +44,8 @@ def _paragraph(text: str, kind: str = "") -> str:
 def _where(row: dict[str, Any]) -> str:
     """The condition of a row in words."""
     drawn = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
-    return f"{row['kind']}, {drawn}, {row['concurrency']} at a time"
+    loaded = f"{row['rate']:g} arrivals a second" if row.get("rate") else f"{row['concurrency']} at a time"
+    return f"{row['kind']}, {drawn}, {loaded}"
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -52,7 +53,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
     lowest = min(row["concurrency"] for row in rows)
     found = []
     for row in rows:
-        if row["method"] != "draft" or row["concurrency"] != lowest:
+        if row["method"] != "draft" or row["concurrency"] != lowest or row.get("rate"):
             continue
         same = [other for other in rows if _where(other) == _where(row)]
         best = max(same, key=lambda other: other["speedup"])
@@ -131,7 +132,10 @@ def html(record: dict[str, Any]) -> str:
             "Speed-up over plain decoding",
             _image(lambda file: draw_comparison(rows, file), "speed-up by method, kind and concurrency"),
             _image(lambda file: draw_by_concurrency(rows, file), "speed-up over requests at a time"),
-            _paragraph("Output tokens per second over plain's in the same run; lines span the turns.", "note"),
+            _paragraph(
+                "Output tokens per second over plain's in the same run; lines span the turns. Under a given rate of "
+                "arrivals: the median time of a request, plain's over the method's.", "note",
+            ),
             _paragraph(f"More than {DRIFT:.0%} from the prediction: {'; '.join(drifted)}.") if drifted else "",
         ),
         _section(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 HEADS = (
-    "method", "kind", "conc.", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "predicted", "w/o loops",
+    "method", "kind", "load", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "predicted", "w/o loops",
     "accept.", "length", "identical", "looping",
 )  # fmt: skip
 """Heads of the whole table; ``table_cells`` gives the cells in this order."""
@@ -35,7 +35,17 @@ def _place(method: str) -> int:
 
 def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows by kind, concurrency, temperature and method."""
-    return sorted(rows, key=lambda row: (row["kind"], row["concurrency"], row["temperature"], _place(row["method"])))
+    return sorted(rows, key=lambda row: (*_condition(row), _place(row["method"])))
+
+
+def _condition(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What the methods are compared under: closed loops before open ones."""
+    return row["kind"], row.get("rate") or 0.0, row["concurrency"], row["temperature"]
+
+
+def load(row: dict[str, Any]) -> str:
+    """Requests at a time of a closed loop, arrivals per second of an open one."""
+    return f"{row['rate']:g}/s" if row.get("rate") else str(row["concurrency"])
 
 
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -44,11 +54,11 @@ def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
     table.add_column("", no_wrap=True)
     for head in SHOWN.values():
         table.add_column(head, justify="right", no_wrap=True)
-    for (kind, concurrency, temperature), group in groupby(
-        in_order(rows), key=lambda r: (r["kind"], r["concurrency"], r["temperature"])
-    ):
-        table.add_row(f"[bold]{escape(kind)} ×{concurrency}, T={temperature:g}[/bold]")
-        for row in group:
+    for _, group in groupby(in_order(rows), key=_condition):
+        same = list(group)
+        sign = "" if same[0].get("rate") else "×"
+        table.add_row(f"[bold]{escape(same[0]['kind'])} {sign}{load(same[0])}, T={same[0]['temperature']:g}[/bold]")
+        for row in same:
             cells = dict(zip(HEADS, table_cells(row), strict=True))
             table.add_row(f"  {row['method']}", *(cells[head] for head in SHOWN))
     console.print(table)
@@ -62,7 +72,7 @@ def table_cells(row: dict[str, Any]) -> list[str]:
     """One row as printable cells, in the order of the table's heads."""
     spread = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
     return [
-        row["method"], row["kind"], str(row["concurrency"]), f"{row['temperature']:g}",
+        row["method"], row["kind"], load(row), f"{row['temperature']:g}",
         f"{row['output_tokens_per_s']:.0f}", _show(row["tpot_s"] and 1000 * row["tpot_s"], ".1f"),
         f"{1000 * row['ttft_s']:.0f}", spread, _show(row.get("predicted_speedup"), ".2f"),
         _show(row["speedup_without_loops"], ".2f"), _show(row["acceptance_rate"], ".2f"),

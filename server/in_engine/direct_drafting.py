@@ -1,4 +1,4 @@
-"""A proposer that runs a small draft straight in torch, beside the engine's model.
+"""A proposer that runs a small draft as one native function, beside the engine's model.
 
 vLLM's own draft-model proposer takes the draft through all that a served model goes through, for every draft token. On a GPU
 CUDA graphs hide that; on a CPU it is most of the draft's cost. This one is vLLM's ``custom_class`` method (``DirectProposer``):
@@ -27,7 +27,7 @@ CHUNK = 512
 """Tokens of a prompt that are read at a time, which bounds the attention's scores."""
 
 SHORT = 8
-"""New tokens of a request that are read together with the other requests'."""
+"""New tokens of a request that are read one by one with its draft tokens; more are read as a chunk."""
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in vLLM's sampler."""
@@ -87,6 +87,12 @@ class Drafter:
         self._max_positions = cache_bytes // network.bytes_per_position
         self._sequences: dict[str, _Sequence] = {}
 
+    def warm_up(self) -> None:
+        """Compiles the native function (or fetches it from numba's cache), so that no request waits for it."""
+        self.draft([Row("greedy", [0]), Row("sampled", [0], 1.0)], 1)
+        self.draft([Row("greedy", [0])], 1)
+        self.forget_all_but([])
+
     def forget_all_but(self, request_ids: Sequence[str]) -> None:
         """Frees the slots of requests that are gone."""
         for request_id in self._sequences.keys() - set(request_ids):
@@ -102,17 +108,18 @@ class Drafter:
         drafted = [(row, found) for row in rows if (found := self._follow(row, count)) is not None]
         if not drafted:
             return {}, None
-        slots, ends = [sequence.slot for _, sequence in drafted], [len(row.tokens) for row, _ in drafted]
-        choose = _Chooser([row for row, _ in drafted])
-        hidden = self._read_new(drafted)
-        chosen = [choose(self._network.logits(hidden))]
-        for step in range(count - 1):
-            hidden = self._network.forward(chosen[-1][:, None], [end + step for end in ends], slots)[:, 0]
-            chosen.append(choose(self._network.logits(hidden)))
-        guesses = torch.stack(chosen, 1).tolist()
+        for row, sequence in drafted:
+            self._read_prompt(row.tokens, sequence)
+        guesses, probabilities = self._network.draft(
+            [[int(token) for token in row.tokens[sequence.known :]] for row, sequence in drafted],
+            [sequence.known for _, sequence in drafted],
+            [sequence.slot for _, sequence in drafted],
+            [row.temperature if row.temperature >= GREEDY_BELOW else 0.0 for row, _ in drafted],
+            uniforms([row for row, _ in drafted], count),
+        )
         for (row, sequence), guess in zip(drafted, guesses, strict=True):
             sequence.known, sequence.guesses = len(row.tokens), guess[:-1]
-        return {row.request_id: guess for (row, _), guess in zip(drafted, guesses, strict=True)}, choose.probabilities()
+        return {row.request_id: guess for (row, _), guess in zip(drafted, guesses, strict=True)}, probabilities
 
     def _follow(self, row: Row, count: int) -> _Sequence | None:
         """The row's sequence, up to date; None where the cache has no room for it."""
@@ -127,51 +134,21 @@ class Drafter:
         found.catch_up(row.tokens)
         return found
 
-    def _read_new(self, drafted: Sequence[tuple[Row, _Sequence]]) -> Tensor:
-        """Reads what is new of every sequence; hidden states [sequences, hidden] of the newest tokens."""
-        for row, sequence in drafted:
-            self._read_prompt(row.tokens, sequence)
-        new = [[int(token) for token in row.tokens[sequence.known :]] for row, sequence in drafted]
-        width = max(map(len, new))
-        padded = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in new])
-        hidden = self._network.forward(padded, [s.known for _, s in drafted], [s.slot for _, s in drafted])
-        return hidden[torch.arange(len(new)), torch.tensor([len(tokens) - 1 for tokens in new])]
-
     def _read_prompt(self, tokens: Sequence[int], sequence: _Sequence) -> None:
-        """Reads in chunks what would make the pass of all sequences long; its last token is left for that pass."""
+        """Reads in chunks what is too long to be read token by token; the last token is left for the first draft token."""
         while (left := len(tokens) - 1 - sequence.known) > SHORT:
             chunk = [int(token) for token in tokens[sequence.known : sequence.known + min(left, CHUNK)]]
-            self._network.forward(torch.tensor([chunk]), [sequence.known], [sequence.slot])
+            self._network.read(chunk, sequence.known, sequence.slot)
             sequence.known += len(chunk)
 
 
-class _Chooser:
-    """Chooses the next draft token of every row, and keeps the probabilities it was drawn from."""
-
-    def __init__(self, rows: Sequence[Row]):
-        self._sampled = [index for index, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
-        self._generators = [(index, rows[index].generator) for index in self._sampled if rows[index].generator]
-        self._temperatures = torch.tensor(
-            [[row.temperature if row.temperature >= GREEDY_BELOW else 1.0] for row in rows]
-        )
-        self._greedy = torch.tensor([row.temperature < GREEDY_BELOW for row in rows])
-        self._kept: list[Tensor] = []
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Tokens [rows] for float32 logits [rows, vocabulary]: argmax, or drawn by the exponential race."""
-        if not self._sampled:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits / self._temperatures, -1)
-        self._kept.append(probabilities)
-        noise = torch.empty_like(probabilities).exponential_()
-        for index, generator in self._generators:
-            noise[index].exponential_(generator=generator)
-        drawn = (probabilities / noise).argmax(-1)
-        return torch.where(self._greedy, logits.argmax(-1), drawn) if self._greedy.any() else drawn
-
-    def probabilities(self) -> Tensor | None:
-        """[rows, chosen tokens, vocabulary]; None where all rows are greedy."""
-        return torch.stack(self._kept, 1) if self._kept else None
+def uniforms(rows: Sequence[Row], count: int) -> Any:
+    """Float64 numbers in [0, 1) [rows, count] as a numpy array; a row with a generator draws from that."""
+    drawn = torch.rand(len(rows), count, dtype=torch.float64)
+    for index, row in enumerate(rows):
+        if row.generator is not None and row.temperature >= GREEDY_BELOW:
+            drawn[index] = torch.rand(count, dtype=torch.float64, generator=row.generator)
+    return drawn.numpy()
 
 
 class DirectProposer:
@@ -190,6 +167,7 @@ class DirectProposer:
         """Loads the draft; the target is not needed."""
         with torch.inference_mode():
             self._drafter = Drafter(DraftNetwork(self._folder))
+            self._drafter.warm_up()
         _log.info("drafting directly from %s", self._folder)
 
     def propose(self, *_: Any, **__: Any) -> list[list[int]]:

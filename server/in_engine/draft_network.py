@@ -1,9 +1,11 @@
-"""A small decoder run straight in torch: what a draft of a few layers needs, and nothing around it.
+"""A small decoder with a cache of its own: what a draft of a few layers needs, and nothing around it.
 
-On a CPU a step of a small draft inside the engine costs milliseconds of dispatch (forward context, attention metadata, single
-operations for norms and rotary embedding) for microseconds of arithmetic. Here a token takes about fifteen operations a layer.
+Prompts are read in chunks with torch; steps are one native call (``draft_kernel``). Families as in
+``server.drafting.FAMILIES``: pre-norm decoders with rotary embedding, grouped-query attention and a gated MLP.
 
-Families as in ``server.drafting.FAMILIES``: pre-norm decoders with rotary embedding, grouped-query attention and a gated MLP.
+Weights are folded: norm weights into what follows them, the scale of attention into queries. Rotary pairs are laid out side
+by side (rows i and i + E/2 of a head become 2i and 2i + 1); queries and keys are permuted alike, which leaves their products
+as they were.
 """
 
 from __future__ import annotations
@@ -12,85 +14,68 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from server.drafting import unsupported
+from server.in_engine.draft_kernel import Cache, Weights, draft
 
 
-class Layer:
-    """The weights of one decoder layer, folded: norm weights into what follows them, the scale of attention into queries.
-
-    Rotary pairs are laid out side by side (rows i and i + d/2 of a head become 2i and 2i + 1), so that a rotation is one
-    complex product. Queries and keys are permuted alike, which leaves their products as they were.
-    """
-
-    def __init__(self, layer: Any, head_dim: int, dtype: torch.dtype):
-        attention, mlp = layer.self_attn, layer.mlp
-        pairs = torch.arange(head_dim).view(2, -1).t().reshape(-1)
-        scale = head_dim**-0.5
-        norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
-        self.head_norms = None
-        """[query and key heads, head dimension], where a family normalises queries and keys."""
-        if norms:
-            counts = [len(linear.weight) // head_dim for linear in (attention.q_proj, attention.k_proj)]
-            scaled = (norms[0].weight.float() * scale, norms[1].weight.float())
-            self.head_norms = torch.cat([w[pairs].expand(n, -1) for w, n in zip(scaled, counts, strict=True)]).to(dtype)
-            scale = 1.0
-        orders = [_head_rows(linear, head_dim, pairs) for linear in (attention.q_proj, attention.k_proj)]
-        qkv = [
-            (attention.q_proj, scale, orders[0]),
-            (attention.k_proj, 1.0, orders[1]),
-            (attention.v_proj, 1.0, slice(None)),
-        ]
-        self.qkv, self.qkv_bias = _stacked(qkv, layer.input_layernorm.weight, dtype)
-        self.output, self.output_bias = _stacked([(attention.o_proj, 1.0, slice(None))], None, dtype)
-        gate_up = [(linear, 1.0, slice(None)) for linear in (mlp.gate_proj, mlp.up_proj)]
-        self.gate_up, self.gate_up_bias = _stacked(gate_up, layer.post_attention_layernorm.weight, dtype)
-        self.down, self.down_bias = _stacked([(mlp.down_proj, 1.0, slice(None))], None, dtype)
-        self.keys = self.values = torch.empty(0)
-
-
-def _head_rows(linear: Any, head_dim: int, order: Tensor) -> Tensor:
-    """Row numbers of a projection with the rows of each head in ``order``."""
-    return (torch.arange(0, len(linear.weight), head_dim)[:, None] + order).reshape(-1)
-
-
-def _stacked(
-    parts: Sequence[tuple[Any, float, Any]], norm: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Weight [in, out] and bias [out] of several linear layers side by side.
+def _stacked(parts: Sequence[tuple[Any, float, Any]], norm: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] and bias [out] of several linear layers side by side.
 
     Args:
         parts: linear layer, factor of its outputs, order of its outputs.
         norm: weight of the norm before them, folded in.
     """
-    before = 1.0 if norm is None else norm.float()
-    weights = [(linear.weight.float() * before * factor)[order] for linear, factor, order in parts]
-    biases = [None if linear.bias is None else (linear.bias.float() * factor)[order] for linear, factor, order in parts]
-    weight = torch.cat(weights).to(dtype).t().contiguous()
-    if all(bias is None for bias in biases):
-        return weight, None
-    zeros = [torch.zeros(len(rows)) for rows in weights]
-    return weight, torch.cat([z if b is None else b for z, b in zip(zeros, biases, strict=True)]).to(dtype)
+    before = 1.0 if norm is None else norm
+    weights = [(linear.weight * before * factor)[order] for linear, factor, order in parts]
+    biases = [
+        torch.zeros(len(linear.weight)) if linear.bias is None else (linear.bias * factor)[order]
+        for linear, factor, order in parts
+    ]
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _folded(layer: Any, head_dim: int) -> dict[str, Tensor]:
+    """One layer's weights by their names in ``Weights``."""
+    attention, mlp = layer.self_attn, layer.mlp
+    pairs = torch.arange(head_dim).view(2, -1).t().reshape(-1)
+    query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+    orders = [(torch.arange(0, len(p.weight), head_dim)[:, None] + pairs).reshape(-1) for p in (query, key)]
+    scale, found = head_dim**-0.5, {}
+    if hasattr(attention, "q_norm"):
+        norms = (attention.q_norm.weight * scale, attention.k_norm.weight)
+        counts = [len(p.weight) // head_dim for p in (query, key)]
+        found["head_norms"] = torch.cat([norm[pairs].expand(n, -1) for norm, n in zip(norms, counts, strict=True)])
+        scale = 1.0
+    every = slice(None)
+    for name, parts, norm in (
+        ("qkv", [(query, scale, orders[0]), (key, 1.0, orders[1]), (value, 1.0, every)], layer.input_layernorm),
+        ("output", [(attention.o_proj, 1.0, every)], None),
+        ("gate_up", [(mlp.gate_proj, 1.0, every), (mlp.up_proj, 1.0, every)], layer.post_attention_layernorm),
+        ("down", [(mlp.down_proj, 1.0, every)], None),
+    ):
+        found[name], found[f"{name}_bias"] = _stacked(parts, None if norm is None else norm.weight)
+    return found
 
 
 class DraftNetwork:
-    """A draft with a key-value cache of its own, one slot for each sequence.
+    """A draft's weights and its key-value cache, one slot for each sequence.
 
     Positions that were written beyond a sequence's end are harmless: a later token at that position replaces them
     before any query sees them.
 
     Args:
         folder: a checkpoint that ``server.drafting.unsupported`` has nothing against.
-        dtype: of weights, activations and cache.
 
     Raises:
         ValueError: an architecture that is not computed here.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32):
+    def __init__(self, folder: Path):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(folder)
@@ -98,26 +83,32 @@ class DraftNetwork:
         if refused is not None:
             raise ValueError(f"{folder}: {refused}")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.config = config
         self.vocab_size: int = config.vocab_size
         self.num_kv_heads: int = config.num_key_value_heads
         self.num_heads: int = config.num_attention_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.eps: float = config.rms_norm_eps
-        self.dtype = dtype
+        self._eps = np.float32(config.rms_norm_eps)
         with torch.no_grad():
-            self.embedding = model.model.embed_tokens.weight.to(dtype)
-            self.layers = [Layer(layer, self.head_dim, dtype) for layer in model.model.layers]
-            head = model.lm_head.weight.float() * model.model.norm.weight.float()
-            self.head = head.to(dtype).t().contiguous()
+            layers = [_folded(layer, self.head_dim) for layer in model.model.layers]
+            self._weights = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+            self._weights.setdefault("head_norms", torch.empty(0, self.num_heads + self.num_kv_heads, self.head_dim))
+            self._weights["embedding"] = model.model.embed_tokens.weight.detach().clone()
+            self._weights["head"] = (model.lm_head.weight * model.model.norm.weight).contiguous()
+        self._native = Weights(**{name: weight.numpy() for name, weight in self._weights.items()})
         self._rotary = model.model.rotary_emb
-        self._rotations = torch.empty(0)
         self._slots = self._positions = 0
+        self._keys = self._values = self._cosines = self._sines = torch.empty(0)
+        self._cache: Cache | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self._weights["qkv"])
 
     @property
     def bytes_per_position(self) -> int:
         """Bytes of cache that one position of one slot takes."""
-        return len(self.layers) * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * 4
 
     def reserve(self, slots: int, positions: int, at_most: int | None = None) -> bool:
         """Makes the cache hold at least ``slots`` sequences of ``positions`` tokens; what is in it stays.
@@ -138,111 +129,89 @@ class DraftNetwork:
         self._grow(*(roomy if at_most is None or roomy[0] * roomy[1] <= at_most else (slots, positions)))
         return True
 
+    @torch.inference_mode()
     def _grow(self, slots: int, positions: int) -> None:
-        old_slots, old_positions = self._slots, self._positions
+        grown = torch.zeros(2, self.num_layers, slots, self.num_kv_heads, positions, self.head_dim)
+        if self._cache is not None:
+            grown[0, :, : self._slots, :, : self._positions] = self._keys
+            grown[1, :, : self._slots, :, : self._positions] = self._values
         self._slots, self._positions = slots, positions
-        for layer in self.layers:
-            for name in ("keys", "values"):
-                grown = torch.zeros(self._slots, self.num_kv_heads, self._positions, self.head_dim, dtype=self.dtype)
-                if old_slots:
-                    grown[:old_slots, :, :old_positions] = getattr(layer, name)
-                setattr(layer, name, grown)
-        with torch.inference_mode():
-            cos, sin = self._rotary(torch.empty(1), torch.arange(self._positions)[None])
-            half = self.head_dim // 2
-            self._rotations = torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
+        self._keys, self._values = grown
+        cosines, sines = self._rotary(torch.empty(1), torch.arange(positions)[None])
+        half = self.head_dim // 2
+        self._cosines, self._sines = cosines[0, :, :half].contiguous(), sines[0, :, :half].contiguous()
+        self._cache = Cache(*(t.numpy() for t in (self._keys, self._values, self._cosines, self._sines)))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits [rows, vocabulary] of hidden states [rows, hidden]."""
-        return torch.mm(hidden, self.head).float()
-
-    def forward(self, tokens: Tensor, starts: Sequence[int], slots: Sequence[int]) -> Tensor:
-        """Normalised hidden states [sequences, new tokens, hidden] after the last layer.
+    def draft(
+        self,
+        new: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        slots: Sequence[int],
+        temperatures: Sequence[float],
+        uniforms: Any,
+    ) -> tuple[list[list[int]], Tensor | None]:
+        """Draft tokens of several sequences, and what they were drawn from.
 
         Args:
-            tokens: [sequences, new tokens], shorter rows padded with any token at their end.
-            starts: for each sequence, how many positions of its slot are valid; the new tokens follow there.
+            new: the tokens of each sequence that are not in the cache yet, at least one each; meant for few.
+            starts: how many positions of each slot are valid; the new tokens follow there.
             slots: the slot of each sequence, all different.
+            temperatures: 0 is greedy.
+            uniforms: float64 numbers in [0, 1) [sequences, draft tokens]; one decides each draw.
+
+        Returns:
+            tokens, and probabilities float32 [sequences, draft tokens, vocabulary]; None where all are greedy.
         """
-        place = _Place.of(starts, slots, tokens.shape[1], self._rotations, self.num_heads // self.num_kv_heads)
-        hidden = functional.embedding(tokens.reshape(-1), self.embedding)
-        for layer in self.layers:
-            qkv = _product(self._norm(hidden), layer.qkv, layer.qkv_bias)
-            hidden = _product(self._attend(layer, qkv, place), layer.output, layer.output_bias, hidden)
-            gate, up = _product(self._norm(hidden), layer.gate_up, layer.gate_up_bias).chunk(2, dim=1)
-            hidden = _product(functional.silu(gate).mul_(up), layer.down, layer.down_bias, hidden)
-        return self._norm(hidden).view(*tokens.shape, -1)
+        ends = [start + len(tokens) for start, tokens in zip(starts, new, strict=True)]
+        drawn = any(temperature > 0 for temperature in temperatures)
+        probabilities = np.empty((*uniforms.shape, self.vocab_size if drawn else 0), np.float32)
+        chosen = draft(
+            np.array([token for tokens in new for token in tokens], np.int64), np.array(starts, np.int64),
+            np.array(ends, np.int64), np.array(slots, np.int64), np.array(temperatures, np.float64),
+            uniforms, probabilities, self._native, self._cache, self.num_heads, self._eps,
+        )  # fmt: skip
+        return chosen.tolist(), torch.from_numpy(probabilities) if drawn else None
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int], start: int, slot: int) -> Tensor:
+        """Puts a chunk of one sequence into the cache; its normalised hidden states [tokens, hidden].
+
+        Args:
+            start: how many positions of the slot are valid; the chunk follows there.
+        """
+        w, count = self._weights, len(tokens)
+        end = start + count
+        visible = torch.ones(count, end, dtype=torch.bool).tril(start)
+        hidden = functional.embedding(torch.tensor(list(tokens)), w["embedding"])
+        for layer in range(self.num_layers):
+            qkv = functional.linear(self._norm(hidden), w["qkv"][layer], w["qkv_bias"][layer])
+            heads = qkv.view(count, -1, self.head_dim)
+            queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+            turned = self._rotated(torch.cat([queries, keys], 1), layer, start)
+            self._keys[layer, slot, :, start:end] = turned[:, self.num_heads :].transpose(0, 1)
+            self._values[layer, slot, :, start:end] = values.transpose(0, 1)
+            attended = functional.scaled_dot_product_attention(
+                turned[:, : self.num_heads].transpose(0, 1)[None], self._keys[layer, slot, :, :end][None],
+                self._values[layer, slot, :, :end][None], visible, scale=1.0, enable_gqa=True,
+            )  # fmt: skip
+            attended = attended[0].transpose(0, 1).reshape(count, -1)
+            hidden = hidden + functional.linear(attended, w["output"][layer], w["output_bias"][layer])
+            wide = functional.linear(self._norm(hidden), w["gate_up"][layer], w["gate_up_bias"][layer])
+            gate, up = wide.chunk(2, dim=-1)
+            hidden = hidden + functional.linear(functional.silu(gate) * up, w["down"][layer], w["down_bias"][layer])
+        return self._norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] of hidden states."""
+        return functional.linear(hidden, self._weights["head"])
 
     def _norm(self, hidden: Tensor) -> Tensor:
-        """RMSNorm without weights over the last axis; a third of the time of torch's own on a CPU with few rows."""
-        return hidden * hidden.float().square().mean(-1, keepdim=True).add_(self.eps).rsqrt_().to(hidden.dtype)
+        return functional.rms_norm(hidden, (hidden.shape[-1],), None, float(self._eps))
 
-    def _attend(self, layer: Layer, qkv: Tensor, place: _Place) -> Tensor:
-        """Rotates queries and keys, writes keys and values to the cache, and attends to all of each sequence."""
-        heads, groups, size = self.num_heads, self.num_kv_heads, self.head_dim
-        rotated, values = qkv.split([(heads + groups) * size, groups * size], dim=1)
-        if layer.head_norms is not None:
-            rotated = (self._norm(rotated.reshape(-1, heads + groups, size)) * layer.head_norms).flatten(1)
-        pairs = torch.view_as_complex(rotated.float().reshape(-1, heads + groups, size // 2, 2))
-        rotated = torch.view_as_real(pairs * place.rotations).to(self.dtype)
-        sequences, count = place.shape
-        rotated = rotated.view(sequences, count, heads + groups, size)
-        keys, cached = place.write(layer, rotated[:, :, heads:], values.view(sequences, count, groups, size))
-        queries = rotated[:, :, :heads].view(sequences, count, groups, -1, size)
-        queries = queries.permute(0, 2, 1, 3, 4).reshape(sequences, groups, -1, size)
-        attended = functional.scaled_dot_product_attention(queries, keys, cached, place.visible, scale=1.0)
-        if count == 1:
-            return attended.reshape(sequences, -1)
-        return attended.view(sequences, groups, count, -1, size).transpose(1, 2).reshape(sequences * count, -1)
-
-
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None = None) -> Tensor:
-    """``rows @ weight``, plus what is given to be added."""
-    if bias is not None:
-        added = bias.expand(len(rows), -1) if added is None else added + bias
-    return torch.mm(rows, weight) if added is None else torch.addmm(added, rows, weight)
-
-
-class _Place:
-    """Where the new tokens of a forward pass stand: what all its layers share.
-
-    Attributes:
-        shape: (sequences, new tokens).
-        rotations: [sequences * new tokens, 1, head dimension / 2], complex.
-        visible: [sequences, 1, new tokens * queries of a group, positions]: what a query may see; None when all.
-    """
-
-    def __init__(self, shape: tuple[int, int], write_to: tuple[Any, Any], read: Any, end: int):
-        self.shape = shape
-        self._write_to = write_to
-        self._read = read
-        self._end = end
-        self.rotations = torch.empty(0)
-        self.visible: Tensor | None = None
-
-    @classmethod
-    def of(cls, starts: Sequence[int], slots: Sequence[int], count: int, rotations: Tensor, group: int) -> _Place:
-        """For ``count`` new tokens of each sequence, at ``starts``; ``group`` is the queries for each key."""
-        end = max(starts) + count
-        if len(slots) == 1:
-            start, row = starts[0], slice(slots[0], slots[0] + 1)
-            place = cls((1, count), (row, slice(start, end)), row, end)
-            place.rotations = rotations[start:end]
-            if count > 1:
-                place.visible = torch.ones(count, end, dtype=torch.bool).tril(start).repeat_interleave(group, 0)
-            return place
-        positions = torch.tensor(starts)[:, None] + torch.arange(count)
-        index, first = torch.tensor(slots), slots[0]
-        contiguous = list(slots) == list(range(first, first + len(slots)))
-        rows = slice(first, first + len(slots)) if contiguous else index
-        place = cls((len(slots), count), (index[:, None], positions), rows, end)
-        place.rotations = rotations[positions.reshape(-1)]
-        place.visible = (torch.arange(end) <= positions[:, :, None]).repeat_interleave(group, 1)[:, None]
-        return place
-
-    def write(self, layer: Layer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts new keys and values [sequences, new tokens, heads, head dimension] in; gives those of whole sequences."""
-        slots, positions = self._write_to
-        for cache, new in ((layer.keys, keys), (layer.values, values)):
-            cache[slots, :, positions] = new.transpose(1, 2) if isinstance(slots, slice) else new
-        return layer.keys[self._read, :, : self._end], layer.values[self._read, :, : self._end]
+    def _rotated(self, heads: Tensor, layer: int, start: int) -> Tensor:
+        """Queries and keys [tokens, heads, head dimension], normalised where the family does, turned by their positions."""
+        if len(self._weights["head_norms"]):
+            heads = self._norm(heads) * self._weights["head_norms"][layer]
+        even, odd = heads[..., ::2], heads[..., 1::2]
+        cosines, sines = (t[start : start + len(heads), None] for t in (self._cosines, self._sines))
+        return torch.stack([even * cosines - odd * sines, even * sines + odd * cosines], -1).flatten(-2)

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from drafts.cells import Cell, Condition, acceptance, blocks_of, differing, histogram, rows_of, run_cells
+from drafts.cells import Cell, Condition, acceptance, blocks_of, conditions_of, differing, histogram, rows_of, run_cells
 from drafts.client import Answer, Sampling, Speculation, parse_speculation
 from drafts.prompts import Prompt
 from drafts.table import render
@@ -54,7 +54,10 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
 ) -> None:
     asked: list[tuple[str, list[str], int]] = []
 
-    async def ask_all(url: str, model: str, prompts: list[Prompt], sampling: Sampling, concurrency: int) -> object:
+    async def ask_all(
+        url: str, model: str, prompts: list[Prompt], sampling: Sampling, concurrency: int, rate: float | None = None
+    ) -> object:
+        assert rate is None
         asked.append((url, [prompt.prompt or "" for prompt in prompts], sampling.seed))
         return [answer(prompt.id, "x", 1.0) for prompt in prompts], 1.0
 
@@ -110,3 +113,16 @@ def test_the_printed_table_fits_eighty_columns() -> None:
     assert "code ×1, T=0" in shown
     assert "3.60 (3.20–4.00)" in shown
     assert "…" not in shown
+
+
+def test_in_an_open_loop_the_speedup_is_how_much_sooner_a_request_ends() -> None:
+    open_loop = Condition("code", 16, 0.0, rate=3.0)
+    slow = Cell("plain", open_loop, 0, (answer("a", "x", 2.0), answer("b", "x", 4.0)), 10.0)
+    fast = Cell("draft", open_loop, 0, (answer("a", "x", 1.0), answer("b", "x", 1.0)), 10.0)
+    row = next(row for row in rows_of([slow, fast], str.split) if row["method"] == "draft")
+    assert (row["rate"], row["speedup"]) == (3.0, pytest.approx(3.0))
+
+
+def test_conditions_of_closed_and_open_loops() -> None:
+    found = conditions_of([Prompt(prompt="x", kind="code")], [1, 8], [0.0], [2.5])
+    assert found == [Condition("code", 1, 0.0), Condition("code", 8, 0.0), Condition("code", 8, 0.0, 2.5)]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from drafts.client import Sampling, ask_all
+from drafts.client import Sampling, ask_all, poisson
 from drafts.prompts import Prompt
 from stages.errors import EngineError, StorageError
 
@@ -19,11 +19,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 @asynccontextmanager
-async def answering(body: bytes, status: int = 200) -> AsyncIterator[tuple[str, list[int]]]:
+async def answering(body: bytes, status: int = 200, delay_s: float = 0.0) -> AsyncIterator[tuple[str, list[int]]]:
     seeds: list[int] = []
 
     async def answer(request: web.Request) -> web.Response:
         seeds.append((await request.json())["seed"])
+        await asyncio.sleep(delay_s)
         kind = "text/event-stream" if (await request.json()).get("stream") else "application/json"
         return web.Response(body=body, status=status, content_type=kind)
 
@@ -89,3 +90,21 @@ def test_an_error_of_ours_passes_as_it_is() -> None:
 def test_an_unreadable_record_is_no_record() -> None:
     record = b'data: {"choices": [], "metrics": {"speculative_decoding": {"num_drafts": 1}}}\n\n'
     assert ask(CHUNK + record + DONE)[0] == ["a"] * 6
+
+
+def test_arrivals_are_random_but_the_same_for_every_method() -> None:
+    assert poisson(50.0, 2000, 1) == poisson(50.0, 2000, 1) != poisson(50.0, 2000, 2)
+    assert poisson(50.0, 2000, 1)[-1] == pytest.approx(40.0, rel=0.1)
+    assert sorted(poisson(5.0, 20, 1)) == poisson(5.0, 20, 1)
+
+
+def test_an_open_loop_asks_everything_and_counts_waiting_from_the_arrival() -> None:
+    async def run() -> list[float]:
+        async with answering(CHUNK + DONE, delay_s=0.02) as (url, seeds):
+            answers, _ = await ask_all(url, "m", PROMPTS, Sampling(4, seed=10), 1, rate=1e6)
+            assert sorted(seeds) == [10, 11, 12, 13, 14, 15]
+            return [answer.e2e_s for answer in answers]
+
+    waited = asyncio.run(run())
+    assert len(waited) == 6
+    assert waited[-1] > 5 * 0.02  # all came at once, one is served at a time: the last has waited for five others

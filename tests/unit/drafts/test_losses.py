@@ -1,9 +1,10 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from drafts.losses import agreement, cross_entropy, forward_kl, overlap
+from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
 
 
 def logits(count: int = 6, vocabulary: int = 11, seed: int = 0) -> torch.Tensor:
@@ -54,3 +55,26 @@ def test_overlap_is_one_minus_total_variation() -> None:
 def test_agreement_compares_the_most_likely_tokens() -> None:
     student, teacher = torch.eye(3), torch.eye(3)[[0, 2, 2]]
     assert agreement(student, teacher).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_reverse_kl_is_kl_with_the_roles_exchanged() -> None:
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])
+    exchanged = forward_kl(logits(seed=2), logits(seed=1), weights)
+    assert reverse_kl(logits(seed=1), logits(seed=2), weights).item() == pytest.approx(exchanged.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [forward_kl, reverse_kl, negative_log_overlap])
+def test_following_the_gradient_raises_the_overlap_where_it_counts(loss: Callable[..., torch.Tensor]) -> None:
+    student, weights = logits(seed=1).requires_grad_(), torch.tensor([1.0, 1, 1, 1, 1, 0])
+    before = overlap(student, logits(seed=2)).detach()
+    loss(student, logits(seed=2), weights).backward()
+    assert student.grad is not None
+    after = overlap(student - 0.5 * student.grad, logits(seed=2)).detach()
+    assert (after[:5] > before[:5]).all()
+    assert after[5] == before[5]
+
+
+def test_a_draft_that_is_never_right_has_a_finite_loss() -> None:
+    one, other = torch.full((1, 4), -200.0), torch.full((1, 4), -200.0)
+    one[0, 0] = other[0, 1] = 200.0
+    assert math.isfinite(negative_log_overlap(one, other, torch.ones(1)).item())

@@ -125,7 +125,7 @@ def test_a_plan_for_another_target_is_refused(made: dict[str, Path], tmp_path: P
 
 
 def test_a_recovery_without_a_loss_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="both 0"):
+    with pytest.raises(InputError, match="all 0"):
         run(made, tmp_path / "out", RECOVER.model_copy(update={"kl_weight": 0.0}))
 
 
@@ -145,3 +145,19 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert learning_rate_factor(0.1, 0.1) == pytest.approx(1.0)
     assert learning_rate_factor(0.55, 0.1) == pytest.approx(0.5)
     assert learning_rate_factor(1.0, 0.1) == 0.0
+
+
+@pytest.mark.parametrize("loss", ["reverse_kl_weight", "overlap_weight"])
+def test_other_losses_train_too(made: dict[str, Path], tmp_path: Path, loss: str) -> None:
+    untrained = run(made, tmp_path / "none", RECOVER.model_copy(update={"tokens": 1, "learning_rate": 1e-9}))
+    trained = run(made, tmp_path / "some", RECOVER.model_copy(update={"kl_weight": 0.0, loss: 1.0}))
+    assert trained["overlap"] > untrained["overlap"]
+
+
+def test_a_sibling_starts_from_new_weights_of_the_same_shape(made: dict[str, Path], tmp_path: Path) -> None:
+    short = RECOVER.model_copy(update={"tokens": 1, "learning_rate": 1e-9, "adam_learning_rate": 1e-9})
+    run(made, tmp_path / "sibling", short.model_copy(update={"from_scratch": True}))
+    sibling, pruned = load_model(tmp_path / "sibling"), load_model(made["pruned"])
+    for (name, ours), theirs in zip(sibling.named_parameters(), pruned.parameters(), strict=True):
+        assert ours.shape == theirs.shape
+        assert "norm" in name or not torch.allclose(ours, theirs, atol=1e-2)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drafts import comparing
+from drafts.comparing import methods_of
+from server.pair import Pair, ServingFile
+from stages.errors import InputError
+
+KEYS = {"path": "x", "sha256": "0", "tokenizer_sha256": "0"}
+
+
+def pair(config: dict[str, Any] | None) -> Pair:
+    serving = ServingFile.model_validate({
+        "schema_version": 1, "served_model_name": "m", "target": KEYS, "max_model_len": 64,
+        "draft": KEYS if config else None, "speculative_config": config,
+    })  # fmt: skip
+    return Pair(file=Path("f"), serving=serving, target=Path("t"), draft=Path("/the/draft") if config else None)
+
+
+DRAFTED = pair({"method": "draft_model", "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"})
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_free_competitors_stand_beside_the_draft(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "suffix_installed", lambda: installed)
+    names = [method.name for method in methods_of(DRAFTED, {})]
+    assert names == ["plain", "ngram", *(["suffix"] if installed else []), "draft"]
+    assert "draft" not in [method.name for method in methods_of(pair(None), {})]
+
+
+def test_another_draft_is_served_as_the_pairs_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    by_name = {method.name: method.speculative_config for method in methods_of(DRAFTED, {"sibling": tmp_path})}
+    assert by_name["sibling"] == {**DRAFTED.speculative_config, "model": str(tmp_path)}  # type: ignore[dict-item]
+
+
+def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no draft"):
+        methods_of(DRAFTED, {"sibling": tmp_path})
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="'ngram' is the name of a method"):
+        methods_of(DRAFTED, {"ngram": tmp_path})
+    with pytest.raises(InputError, match="the pair has no draft"):
+        methods_of(pair(None), {"sibling": tmp_path})

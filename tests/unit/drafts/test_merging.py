@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafts.merging import MergeSettings, merge, slerp
+from pruning.checkpoint import load_model, save_checkpoint
+from pruning.prune import PruneSettings, prune
+from stages.errors import InputError
+from stages.hashing import checkpoint_hash
+from tests.unit.pruning import pico
+
+
+def test_the_ends_are_the_parents_and_the_middle_is_on_the_arc() -> None:
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b, atol=1e-6, rtol=0)
+    torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([[math.sqrt(2.0), math.sqrt(2.0)]]))
+    third = slerp(a, b, 1 / 3)
+    assert math.degrees(math.atan2(third[0, 1], third[0, 0])) == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize("b", [[1.0, 2.0], [1.000001, 2.0], [-1.0, -2.0], [0.0, 0.0]])
+def test_linear_where_there_is_no_arc(b: list[float]) -> None:
+    a, other = torch.tensor([1.0, 2.0]), torch.tensor(b)
+    torch.testing.assert_close(slerp(a, other, 0.25), 0.75 * a + 0.25 * other)
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A target, two recoveries of one pruned model, and one of another plan."""
+    folder = tmp_path_factory.mktemp("merging")
+    target = pico.save(pico.LLAMA.model(), folder / "target")
+    for name, layers, seed in (("first", (0, 3), 1), ("second", (0, 3), 2), ("other", (0, 4), 3)):
+        prune(target, folder / name, PruneSettings(method="explicit", layers=layers))
+        model = load_model(folder / name)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        plan = (folder / name / "plan.json").read_text()
+        save_checkpoint(model, folder / name, folder / f"{name}-recovered")
+        (folder / f"{name}-recovered" / "plan.json").write_text(plan)
+    return {"target": target, **{name: folder / f"{name}-recovered" for name in ("first", "second", "other")}}
+
+
+def test_every_tensor_of_the_merged_draft_lies_between_its_parents(parents: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merge(parents["target"], parents["first"], parents["second"], out, MergeSettings(share=0.3))
+    first, second, merged = (dict(load_model(f).named_parameters()) for f in (parents["first"], parents["second"], out))
+    assert first.keys() == merged.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, slerp(first[name], second[name], 0.3))
+    record = json.loads((out / "understudy.json").read_text())
+    assert record["target_sha256"] == checkpoint_hash(parents["target"])
+    assert len(record["merged_from"]) == 2
+    before = (out / "run.json").read_text()
+    merge(parents["target"], parents["first"], parents["second"], out, MergeSettings(share=0.3))
+    assert (out / "run.json").read_text() == before
+
+
+def test_parents_of_another_plan_or_target_are_refused(parents: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"keeps layers \[0, 4\]"):
+        merge(parents["target"], parents["first"], parents["other"], tmp_path / "out", MergeSettings())
+    stranger = pico.save(pico.LLAMA.model(seed=9), tmp_path / "stranger")
+    with pytest.raises(InputError, match="target"):
+        merge(stranger, parents["first"], parents["second"], tmp_path / "out", MergeSettings())
+    assert not (tmp_path / "out").exists()

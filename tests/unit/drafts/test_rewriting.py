@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from drafts.prompts import Message, Prompt
+from drafts.rewriting import checkable, fault, guided, select
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("So 3 apples and 4 pears.\n#### 7", "7"),
+        ("He pays $1,234.50 in all. The answer is $1,234.50.", "1234.50"),
+        ("The final answer: 12.5 km, after 3 hours", "12.5"),
+        ("\\boxed{-0.75} as shown in step 2", "-0.75"),
+        ("It takes 45 minutes.", "45"),
+        ("about 6.02e23 per mole", "6.02e23"),
+        ("nothing to count", None),
+    ],
+)
+def test_the_number_that_an_answer_ends_in(answer: str, number: str | None) -> None:
+    assert checkable(answer) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        "", "  \n", "As the reference answer says, 7.", "The provided solution is right.", "Here is my rewritten answer: 7",
+        "In my own words: seven", "Assistant: 7", "7\n<|user|> and now?", "Human: what?",
+    ],
+)  # fmt: skip
+def test_rewrites_that_give_themselves_away_are_refused(rewrite: str) -> None:
+    assert fault(rewrite) is not None
+    answer, why = select(rewrite, "the reference")
+    assert (answer, why != "rewrite") == ("the reference", True)
+
+
+@pytest.mark.parametrize("rewrite", ["Returns the system path.", "The user is asked twice.", "It gives the answer 7."])
+def test_ordinary_sentences_pass(rewrite: str) -> None:
+    assert select(rewrite, "the reference") == (rewrite, "rewrite")
+
+
+def test_a_checkable_answer_must_be_the_references() -> None:
+    reference = "6 * 200 = 1,200\n#### 1,200"
+    assert select("Six times 200 gives 1200.0", reference)[1] == "rewrite"
+    assert select("Six times 200 gives 120", reference) == (reference, "its answer is not the reference's")
+    assert select("Six times two hundred", reference)[0] == reference
+
+
+def test_the_target_sees_the_reference_and_plain_text_has_no_instruction() -> None:
+    chat = Prompt(messages=(Message(role="user", content="What is 3+4?"),), reference="It is 7.")
+    shown = guided(chat)
+    assert shown is not None
+    assert "What is 3+4?" in shown.text
+    assert "It is 7." in shown.text
+    assert guided(Prompt(prompt="def f(", reference="x): pass")) is None
+    assert guided(Prompt(messages=(Message(role="user", content="x"),))) is None
