@@ -184,6 +184,21 @@ def merge(
 
 
 @app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
+    draft: Annotated[Path, typer.Argument(help="folder of the draft")],
+    data: Annotated[Path, typer.Argument(help="folder that 'distill' wrote, of prompts that training did not see")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Judge a draft without an engine: overlap, agreement and acceptance lengths on the target's own answers."""
+    from drafts.evaluating import EvaluateSettings, evaluate
+
+    evaluate(target, draft, data, out, settings_from(EvaluateSettings, config, set_))
+
+
+@app.command()
 def measure(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     draft: Annotated[Path, typer.Argument(help="folder of the draft")],
@@ -289,6 +304,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
+    from drafts.evaluating import EvaluateSettings
     from drafts.measuring import MeasureSettings
     from drafts.merging import MergeSettings
     from drafts.recovery import RecoverSettings
@@ -298,8 +314,8 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
 
     known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "merge": MergeSettings, "measure": MeasureSettings, "choose": ChooseSettings, "compare": CompareSettings,
-        "verify": VerifySettings, "serve": GatewaySettings,
+        "merge": MergeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
+        "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
         raise InputError(f"settings {verb}: no such stage; one of {', '.join(known)}")

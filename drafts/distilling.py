@@ -258,6 +258,10 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     everything = fitting(
         read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens
     )
+    if "rewrite" in settings.mixture:
+        tokenizer = load_tokenizer(target)
+        room = settings.max_model_len - settings.max_tokens
+        everything = [p for p in everything if len(prompt_ids(guided(p) or p, tokenizer)) <= room]
     prompts = draw(everything, settings.max_prompts, settings.seed)
     target_hash = checkpoint_hash(target)
     inputs = {"target": target_hash, "prompts": prompts_hash(prompts)}

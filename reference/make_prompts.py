@@ -20,6 +20,9 @@ from reference.corpus import SourceFile, check_disjoint, collect
 from stages.folders import write_text
 
 CONTEXT_CHARS = 600
+REFERENCE_CHARS = 400
+"""Characters of the true continuation that a training prompt carries, for data modes that use references."""
+
 FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -38,7 +41,10 @@ def code_prompts(file: SourceFile) -> list[dict[str, Any]]:
         if (
             text.strip() and text.isascii()
         ):  # a trailing newline would split a token that the tokenizer joins with indentation
-            records.append({"kind": "code", "source": file.name, "prompt": text.rstrip()})
+            true = text[len(text.rstrip()) :] + "".join(lines[cut : node.end_lineno])
+            records.append(
+                {"kind": "code", "source": file.name, "prompt": text.rstrip(), "reference": true[:REFERENCE_CHARS]}
+            )
     return records
 
 
@@ -46,6 +52,7 @@ def chat_prompts(files: list[SourceFile]) -> list[dict[str, Any]]:
     """The questions of the chat pairs, as one-message conversations."""
     return [
         {"kind": "chat", "source": pair["source"], "messages": [{"role": "user", "content": pair["question"]}]}
+        | {"reference": pair["answer"]}
         for pair in chat_pairs(files)
         if len(pair["question"]) <= 2 * CONTEXT_CHARS
     ]
@@ -93,6 +100,8 @@ def main(
     used: set[str] = set()
     for split, (num_code, num_chat) in counts.items():
         records = make(files, split, num_code, num_chat, used)
+        if split != "train":
+            records = [{key: value for key, value in record.items() if key != "reference"} for record in records]
         write_text(FOLDER / f"{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
         print(f"{FOLDER.name}/{split}.jsonl: {len(records)} prompts")
 

@@ -3,6 +3,8 @@
 A draft of a few layers is some hundred thousand multiplications a token; run operation by operation it is a millisecond of
 dispatch for a tenth of arithmetic. Here one call drafts all tokens of all requests. Everything is float32, row-major.
 
+Weights may also be eight-bit integers with a scale for each output: a quarter of the bytes that every token has to read.
+
 Axis letters: B sequences, L layers, S slots, G key-value heads, H query heads, P positions, E head dimension, D hidden,
 F width of the MLP, V vocabulary. Weights are [out, in].
 """
@@ -16,26 +18,31 @@ from numba import njit
 
 
 class Weights(NamedTuple):
-    """A draft's weights, folded as ``draft_network`` describes."""
+    """A draft's weights, folded as ``draft_network`` describes: float32, or int8 to be multiplied by ``*_scale`` [.., out]."""
 
     embedding: Any
     """[V, D]"""
     qkv: Any
     """[L, (H + 2 G) E, D]"""
+    qkv_scale: Any
     qkv_bias: Any
     head_norms: Any
     """[L, H + G, E], or of zero layers where queries and keys are not normalised."""
     output: Any
     """[L, D, H E]"""
+    output_scale: Any
     output_bias: Any
     gate_up: Any
     """[L, 2 F, D]"""
+    gate_up_scale: Any
     gate_up_bias: Any
     down: Any
     """[L, D, F]"""
+    down_scale: Any
     down_bias: Any
     head: Any
     """[V, D]"""
+    head_scale: Any
 
 
 class Cache(NamedTuple):
@@ -48,14 +55,14 @@ class Cache(NamedTuple):
 
 
 @njit(fastmath=True, cache=True, nogil=True)
-def _product(x, weight, bias, out):  # type: ignore[no-untyped-def]
-    """out[b, o] = bias[o] + sum_i weight[o, i] x[b, i]; each weight is read once for all rows."""
+def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
+    """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i]; each weight is read once for all rows."""
     for o in range(weight.shape[0]):
         for b in range(x.shape[0]):
             total = np.float32(0)
             for i in range(weight.shape[1]):
-                total += weight[o, i] * x[b, i]
-            out[b, o] = total + bias[o]
+                total += np.float32(weight[o, i]) * x[b, i]
+            out[b, o] = total * scale[o] + bias[o]
 
 
 @njit(fastmath=True, cache=True, nogil=True)
@@ -116,7 +123,7 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
     wide = np.empty((rows, 2 * width), np.float32)
     for layer in range(w.qkv.shape[0]):
         _normalise(hidden, eps, normed)
-        _product(normed, w.qkv[layer], w.qkv_bias[layer], qkv)
+        _product(normed, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], qkv)
         for b in range(rows):
             by_head = qkv[b].reshape(-1, size)
             position, slot = positions[b], slots[b]
@@ -133,15 +140,15 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
                 keys = cache.keys[layer, slot, g, : position + 1]
                 values = cache.values[layer, slot, g, : position + 1]
                 _attend(by_head[h], keys, values, attended[b, h * size : (h + 1) * size])
-        _product(attended, w.output[layer], w.output_bias[layer], added)
+        _product(attended, w.output[layer], w.output_scale[layer], w.output_bias[layer], added)
         hidden += added
         _normalise(hidden, eps, normed)
-        _product(normed, w.gate_up[layer], w.gate_up_bias[layer], wide)
+        _product(normed, w.gate_up[layer], w.gate_up_scale[layer], w.gate_up_bias[layer], wide)
         for b in range(rows):
             for f in range(width):
                 gate = wide[b, f]
                 wide[b, f] = gate / (np.float32(1) + np.float32(np.exp(-gate))) * wide[b, width + f]
-        _product(wide[:, :width], w.down[layer], w.down_bias[layer], added)
+        _product(wide[:, :width], w.down[layer], w.down_scale[layer], w.down_bias[layer], added)
         hidden += added
     _normalise(hidden, eps, normed)
     return normed
@@ -207,7 +214,7 @@ def draft(new, starts, ends, slots, temperatures, uniforms, probabilities, w, ca
     nothing = np.zeros(w.head.shape[0], np.float32)
     for step in range(count):
         hidden = _forward(tokens, positions, slots, w, cache, heads, eps)
-        _product(hidden, w.head, nothing, logits)
+        _product(hidden, w.head, w.head_scale, nothing, logits)
         for b in range(rows):
             tokens[b] = _choose(logits[b], temperatures[b], uniforms[b, step], probabilities[b, step])
             chosen[b, step] = tokens[b]

@@ -22,6 +22,15 @@ from torch.nn import functional
 from server.drafting import unsupported
 from server.in_engine.draft_kernel import Cache, Weights, draft
 
+PRODUCTS = ("qkv", "output", "gate_up", "down", "head")
+"""Names of the weights that are multiplied with hidden states."""
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [.., out, in] and float32 scale [.., out], so that their product is the weight, rounded."""
+    scale = weight.abs().amax(-1).clamp_min(1e-12) / 127
+    return torch.round(weight / scale[..., None]).to(torch.int8), scale
+
 
 def _stacked(parts: Sequence[tuple[Any, float, Any]], norm: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight [out, in] and bias [out] of several linear layers side by side.
@@ -70,12 +79,14 @@ class DraftNetwork:
 
     Args:
         folder: a checkpoint that ``server.drafting.unsupported`` has nothing against.
+        eight_bit: round the weights of all products to eight bits, each output with a scale of its own. A draft may be
+            rough: what it proposes is judged by the target all the same.
 
     Raises:
         ValueError: an architecture that is not computed here.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, eight_bit: bool = False):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(folder)
@@ -94,7 +105,13 @@ class DraftNetwork:
             self._weights.setdefault("head_norms", torch.empty(0, self.num_heads + self.num_kv_heads, self.head_dim))
             self._weights["embedding"] = model.model.embed_tokens.weight.detach().clone()
             self._weights["head"] = (model.lm_head.weight * model.model.norm.weight).contiguous()
-        self._native = Weights(**{name: weight.numpy() for name, weight in self._weights.items()})
+            native = {name: weight.numpy() for name, weight in self._weights.items()}
+            for name in PRODUCTS:
+                weight = self._weights[name]
+                rows, scale = _rounded(weight) if eight_bit else (weight, torch.ones(weight.shape[:-1]))
+                self._weights[name] = rows * scale[..., None] if eight_bit else weight
+                native |= {name: rows.numpy(), f"{name}_scale": scale.numpy()}
+        self._native = Weights(**native)
         self._rotary = model.model.rotary_emb
         self._slots = self._positions = 0
         self._keys = self._values = self._cosines = self._sines = torch.empty(0)

@@ -82,6 +82,19 @@ def test_tokens_are_drawn_where_the_number_falls_in_the_cumulative_sum(tmp_path:
     assert found[0].max() == 1.0
 
 
+@pytest.mark.parametrize("case", RUN, ids=lambda case: case.name)
+def test_eight_bits_are_near_and_steps_and_chunks_round_alike(case: Pico, tmp_path: Path) -> None:
+    _, logits = pico(case, tmp_path)
+    network = DraftNetwork(tmp_path, eight_bit=True)
+    network.reserve(2, 40)
+    tokens = ids(3, 20)[0].tolist()
+    rounded = torch.softmax(network.logits(network.read(tokens, 0, 0)), -1)
+    expected = torch.softmax(logits[0], -1)
+    assert 0 < 0.5 * (rounded - expected).abs().sum(-1).max() < 0.1
+    network.read(tokens[:12], 0, 1)
+    same(next_probabilities(network, [tokens[12:]], [12], [1]), rounded[19:])
+
+
 def test_a_growing_cache_keeps_what_is_in_it(tmp_path: Path) -> None:
     network, expected = pico(LLAMA, tmp_path)
     tokens = ids(3, 20)[1].tolist()

@@ -1,0 +1,143 @@
+"""Judges a draft without an engine: how much of the target's own answers it would have proposed right.
+
+Greedy acceptance is exact: a draft token counts only if all before it were accepted, so what the draft saw is the target's
+answer itself, and one pass over that answer tells every proposal it would have made. At a temperature each position
+accepts with probability sum_x min(p, q) (arXiv 2211.17192), drawn here with a seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from drafts.distilling import DATA, read_data
+from drafts.examples import Example, batches, make_example
+from drafts.losses import agreement, overlap
+from drafts.teacher import Teacher, decoder_and_head
+from pruning.checkpoint import load_model, load_target
+from stages.errors import InputError
+from stages.folders import write_text
+from stages.progress import log, progress
+from stages.settings import Settings
+
+
+class EvaluateSettings(Settings):
+    """How a draft is judged.
+
+    Attributes:
+        num_speculative_tokens: the largest K that acceptance lengths are given for.
+        seed: of the draws at temperatures above 0.
+    """
+
+    num_speculative_tokens: int = Field(default=8, ge=1)
+    batch_tokens: int = Field(default=4096, ge=64)
+    max_length: int = Field(default=512, ge=16)
+    seed: int = 0
+
+
+class Figures(Settings):
+    """Judgement of one kind of answers at one temperature.
+
+    Attributes:
+        overlap: mean of sum_x min(p, q) at temperature 1 over answer positions.
+        agreement: share of answer positions where the most likely tokens are equal.
+        acceptance_lengths: mean acceptance length (bonus token included) with 1, 2, … draft tokens.
+    """
+
+    kind: str
+    temperature: float
+    positions: int
+    overlap: float
+    agreement: float
+    acceptance_lengths: tuple[float, ...]
+
+
+def acceptance_lengths(accepted: Sequence[Sequence[float]], most: int, seed: int) -> tuple[float, ...]:
+    """Mean acceptance length with 1 … ``most`` draft tokens.
+
+    Args:
+        accepted: for each answer, the chance at each of its positions that a draft token is accepted there.
+    """
+    found = []
+    for tokens in range(1, most + 1):
+        draw = random.Random(seed)
+        steps = 0
+        for chances in accepted:
+            place = 0
+            while place < len(chances):
+                steps += 1
+                judged = chances[place : place + tokens]
+                right = next((i for i, chance in enumerate(judged) if draw.random() >= chance), len(judged))
+                place += right + 1
+        found.append(sum(map(len, accepted)) / steps if steps else 0.0)
+    return tuple(found)
+
+
+@torch.no_grad()
+def judged(
+    target: Any, draft: Any, examples: Sequence[Example], settings: EvaluateSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """(overlap, agreement) at the answer positions of every example."""
+    teacher = Teacher(target, 0)
+    decoder, head = decoder_and_head(draft.eval())
+    parts: list[dict[int, tuple[float, float]]] = [{} for _ in examples]
+    with progress("judging", len(examples), "answers") as advance:
+        for batch in batches(examples, settings.batch_tokens, 0.0, settings.seed, 0):
+            hidden = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+            student = head(hidden[batch.rows_N, batch.columns_N])
+            logits = teacher.logits(batch)
+            figures = zip(overlap(student, logits).tolist(), agreement(student, logits).tolist(), strict=True)
+            for row, column, pair in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), figures, strict=True):
+                parts[batch.indices[row]][column] = pair
+            advance(len(batch.indices))
+    return [
+        (torch.tensor([own[c][0] for c in sorted(own)]), torch.tensor([own[c][1] for c in sorted(own)]))
+        for own in parts
+    ]
+
+
+def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: EvaluateSettings) -> list[Figures]:
+    """Judges a draft on answers that 'distill' wrote for prompts it was not trained on; writes ``out`` (JSON) if given.
+
+    Raises:
+        InputError: there are no answers.
+    """
+    model, tokenizer = load_target(target, dtype="float32")
+    records = read_data(data / DATA)
+    encoded = [(record, make_example(record, tokenizer, settings.max_length)) for record in records]
+    usable = [(record, example) for record, example in encoded if example is not None]
+    if not usable:
+        raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' on prompts kept from training")
+    examples = [example for _, example in usable]
+    found = []
+    pairs = judged(model, load_model(draft, dtype="float32"), examples, settings)
+    for kind, temperature in sorted({(record["kind"], record["temperature"]) for record, _ in usable}):
+        own = [
+            pair
+            for (record, _), pair in zip(usable, pairs, strict=True)
+            if (record["kind"], record["temperature"]) == (kind, temperature) and len(pair[0])
+        ]
+        chances = [(agrees if temperature == 0 else overlaps).tolist() for overlaps, agrees in own]
+        found.append(
+            Figures(
+                kind=kind,
+                temperature=temperature,
+                positions=sum(map(len, chances)),
+                overlap=float(torch.cat([overlaps for overlaps, _ in own]).mean()),
+                agreement=float(torch.cat([agrees for _, agrees in own]).mean()),
+                acceptance_lengths=acceptance_lengths(chances, settings.num_speculative_tokens, settings.seed),
+            )
+        )
+    if out is not None:
+        write_text(out, json.dumps([figures.model_dump() for figures in found], indent=2) + "\n")
+    for f in found:
+        lengths = " ".join(f"{length:.2f}" for length in f.acceptance_lengths)
+        log(f"{f.kind}, T = {f.temperature:g}: overlap {f.overlap:.3f}, agreement {f.agreement:.3f}, lengths {lengths}")
+    return found

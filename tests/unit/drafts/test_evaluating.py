@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafts.distilling import DATA, DistillSettings, distill, read_data
+from drafts.evaluating import EvaluateSettings, acceptance_lengths, evaluate
+from pruning.checkpoint import load_model, load_target
+from pruning.prune import PruneSettings, prune
+from stages.errors import InputError
+from tests.unit.pruning import pico
+
+
+def test_lengths_of_drafts_that_are_always_or_never_right() -> None:
+    assert acceptance_lengths([[1.0] * 12], 3, 0) == (2.0, 3.0, 4.0)
+    assert acceptance_lengths([[0.0] * 12, [0.0] * 3], 3, 0) == (1.0, 1.0, 1.0)
+
+
+def test_lengths_count_steps_as_an_engine_would() -> None:
+    """Right, right, wrong, right, wrong, wrong: with two tokens the steps give 3, 2 and 1 tokens."""
+    assert acceptance_lengths([[1.0, 1.0, 0.0, 1.0, 0.0, 0.0]], 2, 0) == (6 / 4, 6 / 3)
+
+
+def test_an_even_chance_gives_the_geometric_length() -> None:
+    lengths = acceptance_lengths([[0.5] * 20_000], 3, 1)
+    assert lengths[2] == pytest.approx((1 - 0.5**4) / 0.5, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("evaluating")
+    target = pico.save(pico.LLAMA.model(), folder / "target")
+    prompts = folder / "prompts.jsonl"
+    lines = [{"kind": kind, "prompt": f"{kind} {i}"} for i in range(6) for kind in ("code", "chat")]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = DistillSettings(backend="transformers", max_tokens=12, concurrency=8, temperatures=(0.0, 1.0))
+    distill(target, prompts, folder / "data", settings)
+    prune(target, folder / "pruned", PruneSettings(method="explicit", layers=(0, 3)))
+    return {"target": target, "data": folder / "data", "pruned": folder / "pruned"}
+
+
+def test_the_target_is_a_perfect_draft_of_itself(made: dict[str, Path], tmp_path: Path) -> None:
+    found = evaluate(made["target"], made["target"], made["data"], tmp_path / "e.json", EvaluateSettings())
+    assert {f.kind for f in found} == {"code", "chat"}
+    for figures in found:
+        assert figures.overlap == pytest.approx(1.0, abs=1e-5)
+        assert figures.agreement == 1.0
+    assert len(json.loads((tmp_path / "e.json").read_text())) == len(found)
+
+
+def test_greedy_lengths_are_those_of_a_real_run(made: dict[str, Path]) -> None:
+    """Against a loop that drafts token by token with transformers and lets the target judge."""
+    found = evaluate(made["target"], made["pruned"], made["data"], None, EvaluateSettings(num_speculative_tokens=3))
+    target, tokenizer = load_target(made["target"], dtype="float32")
+    draft = load_model(made["pruned"], dtype="float32")
+    for figures in (f for f in found if f.temperature == 0):
+        tokens = steps = 0
+        for record in read_data(made["data"] / DATA):
+            if (record["kind"], record["temperature"]) != (figures.kind, 0.0):
+                continue
+            prompt = tokenizer(record["prompt"])["input_ids"]
+            answer = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
+            answer += [tokenizer.eos_token_id] if record["finish_reason"] == "stop" else []
+            place = 0
+            while place < len(answer):
+                context, right = prompt + answer[:place], 0
+                for _ in range(min(3, len(answer) - place)):
+                    guess = int(draft(torch.tensor([context])).logits[0, -1].argmax())
+                    if guess != int(target(torch.tensor([context])).logits[0, -1].argmax()):
+                        break
+                    context.append(guess)
+                    right += 1
+                place, steps = place + right + 1, steps + 1
+            tokens += len(answer)
+        assert figures.acceptance_lengths[2] == pytest.approx(tokens / steps)
+
+
+def test_no_answers_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no answers there"):
+        evaluate(made["target"], made["pruned"], tmp_path, None, EvaluateSettings())
