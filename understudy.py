@@ -168,6 +168,22 @@ def recover(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file: a recipe and the levers to vary, e.g. recipes/levers.yaml")],
+    tokens: Annotated[int, typer.Option(min=1, help="draft tokens that the printed acceptance length is for")] = 4,
+) -> None:
+    """Train and judge variants of a recipe side by side: layers, data, losses, merging."""
+    from rich.console import Console
+
+    from drafts.sweeping import FILE, read_sweep, render, run_sweep
+
+    sweep, _ = read_sweep(file)
+    rows = run_sweep(file)
+    render(rows, min(tokens, sweep.evaluate.num_speculative_tokens), Console())
+    print(sweep.out / FILE)
+
+
+@app.command()
 def merge(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     first: Annotated[Path, typer.Argument(help="a draft that 'recover' wrote")],

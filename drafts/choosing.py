@@ -28,7 +28,9 @@ class StepCost(Settings):
     Attributes:
         method: plain decoding, checking draft tokens that cost nothing, or drafting and checking.
         concurrency: requests that share the step.
-        low: lower quartile over answers, ``high`` the upper; ``seconds`` is the median.
+        seconds: median over answers; of other methods than plain, plain's times the median ratio to plain's step of the
+            same turn.
+        low: lower quartile, ``high`` the upper, likewise.
     """
 
     method: Literal["plain", "verify", "draft"]

@@ -45,6 +45,7 @@ class DistillSettings(Settings):
 
     Attributes:
         temperatures: prompt i is answered at ``temperatures[i % len]``; use what will be served.
+        kinds: only prompts of these kinds; all when not given.
         max_prompts: a seeded sample of the file; all of it when not given.
         backend: ``vllm`` starts the engine here; ``transformers`` generates in this process; ``url`` asks a server.
         url: base address of an OpenAI-compatible server with the target, for ``backend: url``.
@@ -57,6 +58,7 @@ class DistillSettings(Settings):
     max_tokens: int = Field(default=128, ge=1)
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
     seed: int = 0
+    kinds: tuple[str, ...] | None = Field(default=None, min_length=1)
     max_prompts: int | None = Field(default=None, ge=1)
     backend: Literal["vllm", "transformers", "url"] = "vllm"
     url: str | None = None
@@ -249,15 +251,23 @@ def write_references(prompts: Sequence[Prompt], settings: DistillSettings, done:
     return written
 
 
+def of_kinds(prompts: list[Prompt], kinds: tuple[str, ...] | None, source: Path) -> list[Prompt]:
+    """The prompts of these kinds; InputError for a kind that no prompt has."""
+    known = {prompt.kind for prompt in prompts}
+    for kind in kinds or ():
+        if kind not in known:
+            raise InputError(f"{source}: has no prompt of kind {kind!r}; its kinds are {', '.join(sorted(known))}")
+    return [prompt for prompt in prompts if kinds is None or prompt.kind in kinds]
+
+
 def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettings) -> None:
     """Writes ``out/data.jsonl``: an answer to each prompt, the target's own unless the mixture says otherwise.
 
     Run again after an interruption, it asks only what is not answered yet; a partial file made with other settings
     or by another target is discarded.
     """
-    everything = fitting(
-        read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens
-    )
+    found = of_kinds(read_prompts(prompts_file), settings.kinds, prompts_file)
+    everything = fitting(found, load_tokenizer(target), settings.max_model_len, settings.max_tokens)
     if "rewrite" in settings.mixture:
         tokenizer = load_tokenizer(target)
         room = settings.max_model_len - settings.max_tokens

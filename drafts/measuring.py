@@ -75,18 +75,54 @@ def step_seconds(answer: Answer) -> float | None:
     return later / steps if steps > 0 and later > 0 else None
 
 
-def step_cost(
-    cells: Sequence[Cell], method: Literal["plain", "verify", "draft"], concurrency: int, num_speculative_tokens: int
-) -> StepCost:
-    """Median step over all answers, with the quartiles as spread."""
-    values = [s for cell in cells for answer in cell.answers if (s := step_seconds(answer)) is not None]
+def _steps(cell: Cell) -> list[float]:
+    return [seconds for answer in cell.answers if (seconds := step_seconds(answer)) is not None]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile.
+
+    Raises:
+        EngineError: fewer than two values.
+    """
     if len(values) < 2:
         raise EngineError("measuring: fewer than two answers had more than one token; use longer answers")
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return StepCost(
-        method=method, concurrency=concurrency, num_speculative_tokens=num_speculative_tokens,
-        seconds=middle, low=low, high=high,
-    )  # fmt: skip
+    return low, middle, high
+
+
+def relative_steps(own: Sequence[Cell], plain: Sequence[Cell]) -> list[float]:
+    """Every answer's step over plain's median step of the same turn, which stood next to it in time."""
+    base = {cell.turn: statistics.median(steps) for cell in plain if (steps := _steps(cell))}
+    return [seconds / base[cell.turn] for cell in own if cell.turn in base for seconds in _steps(cell)]
+
+
+def step_costs(
+    cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]]
+) -> list[StepCost]:
+    """Step costs at one concurrency: plain's median, and the others' as their median ratio to it, turn by turn.
+
+    So a machine whose speed drifts changes plain's cost, but hardly what a draft gains.
+    """
+    same = [cell for cell in cells if cell.condition.concurrency == concurrency]
+    plain = [cell for cell in same if cell.method == "plain"]
+    base = quartiles([seconds for cell in plain for seconds in _steps(cell)])
+    costs = []
+    for engine, (method, tokens) in engines.items():
+        own = [cell for cell in same if cell.method == engine]
+        found = base if engine == "plain" else tuple(base[1] * q for q in quartiles(relative_steps(own, plain)))
+        low, middle, high = found
+        costs.append(
+            StepCost(
+                method=method,
+                concurrency=concurrency,
+                num_speculative_tokens=tokens,
+                seconds=middle,
+                low=low,
+                high=high,
+            )
+        )
+    return costs
 
 
 def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
@@ -101,14 +137,13 @@ def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
 
 
 def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Block]:
-    """At the first concurrency every kind by itself; at the others all kinds together, two rounds of requests.
+    """At the first concurrency every prompt by itself; at the others all kinds together, two rounds of requests.
 
     Few prompts are asked again with other seeds, so that as many requests as wanted are under way.
     """
     first, *others = settings.concurrencies
-    blocks = blocks_of(
-        prompts, conditions_of(prompts, [first], settings.temperatures), settings.repeats, len(prompts), settings.seed
-    )
+    conditions = conditions_of(prompts, [first], settings.temperatures)
+    blocks = blocks_of(prompts, conditions, settings.repeats, first, settings.seed)
     for repeat in range(settings.repeats):
         for concurrency in others:
             asked = tuple(islice(cycle(prompts), 2 * concurrency))
@@ -125,11 +160,7 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings) -> Measurements:
     engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]] = {
         "plain": ("plain", 0), "verify": ("verify", large), "draft-small": ("draft", small), "draft-large": ("draft", large),
     }  # fmt: skip
-    costs = [
-        step_cost([c for c in cells if (c.method, c.condition.concurrency) == (engine, n)], method, n, tokens)
-        for n in settings.concurrencies
-        for engine, (method, tokens) in engines.items()
-    ]
+    costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
     judged = [c for c in cells if (c.method, c.condition.concurrency) == ("draft-large", settings.concurrencies[0])]
     return Measurements(enforce_eager=settings.enforce_eager, costs=tuple(costs), acceptances=acceptances(judged))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,11 +23,16 @@ SettingsType = TypeVar("SettingsType", bound=BaseModel)
 
 def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys that the settings object at ``location`` knows (location without its last, unknown, part)."""
-    for part in location:
-        field = cls.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+    parts = list(location)
+    while parts:
+        field = cls.model_fields.get(str(parts.pop(0)))
+        inner: Any = None if field is None else field.annotation
+        if get_origin(inner) is dict and parts:  # settings by name: the next part is the name
+            inner = get_args(inner)[1]
+            parts.pop(0)
+        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
             return []
-        cls = field.annotation
+        cls = inner
     return list(cls.model_fields)
 
 

@@ -166,7 +166,7 @@ class DirectProposer:
     def load_model(self, target: Any) -> None:
         """Loads the draft; the target is not needed."""
         with torch.inference_mode():
-            self._drafter = Drafter(DraftNetwork(self._folder))
+            self._drafter = Drafter(DraftNetwork(self._folder, eight_bit=True))
             self._drafter.warm_up()
         _log.info("drafting directly from %s", self._folder)
 

@@ -91,3 +91,13 @@ def test_a_resumed_run_asks_only_what_is_missing() -> None:
     left = [asked for group in to_ask(found, settings, {every[0].place}) for asked in group]
     assert 0 < len(every) < len(LINES)
     assert {asked.place for asked in left} == {asked.place for asked in every} - {every[0].place}
+
+
+def test_only_the_wanted_kinds_are_asked(target: Path, tmp_path: Path) -> None:
+    settings = DistillSettings(backend="transformers", max_tokens=4, max_model_len=128, kinds=("chat",))
+    distill(target, prompts(tmp_path, LINES), tmp_path / "data", settings)
+    assert {record["kind"] for record in read_data(tmp_path / "data" / DATA)} == {"chat"}
+    with pytest.raises(InputError, match="no prompt of kind 'prose'; its kinds are chat, code"):
+        distill(
+            target, tmp_path / "prompts.jsonl", tmp_path / "none", settings.model_copy(update={"kinds": ("prose",)})
+        )

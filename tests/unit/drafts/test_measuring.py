@@ -4,7 +4,7 @@ import pytest
 
 from drafts.cells import Cell, Condition
 from drafts.client import Answer, Speculation
-from drafts.measuring import ALL, MeasureSettings, blocks_for, found_in, step_cost, step_seconds
+from drafts.measuring import ALL, MeasureSettings, blocks_for, found_in, quartiles, relative_steps, step_seconds
 from drafts.prompts import Prompt
 from stages.errors import EngineError
 
@@ -19,16 +19,16 @@ def cell(*answers: Answer, method: str = "plain", kind: str = "code", concurrenc
 
 def test_the_spread_of_few_steps_stays_within_what_was_seen() -> None:
     """A stall in one of two answers must not put the lower quartile below zero."""
-    cost = step_cost(cell(answer(0.2), answer(9.0)), "plain", 1, 2)
-    assert 0.02 <= cost.low <= cost.seconds <= cost.high <= 0.9
-    assert cost.seconds == pytest.approx(0.46)
+    low, middle, high = quartiles([0.02, 0.9])
+    assert 0.02 <= low <= middle <= high <= 0.9
+    assert middle == pytest.approx(0.46)
 
 
 def test_answers_that_came_in_one_chunk_say_nothing_about_a_step() -> None:
     assert step_seconds(answer(0.0)) is None
     assert step_seconds(answer(1.0, tokens=1)) is None
     with pytest.raises(EngineError, match="longer answers"):
-        step_cost(cell(answer(0.0), answer(1.0)), "plain", 1, 2)
+        quartiles([0.1])
 
 
 def test_more_requests_at_a_time_than_there_are_prompts() -> None:
@@ -37,7 +37,7 @@ def test_more_requests_at_a_time_than_there_are_prompts() -> None:
     blocks = blocks_for(prompts, settings)
     first = [block for block in blocks if block.condition.concurrency == 1]
     assert [(b.condition.kind, b.condition.temperature, len(b.prompts)) for b in first] == 2 * [
-        ("chat", 0.0, 1), ("chat", 1.0, 1), ("code", 0.0, 2), ("code", 1.0, 2)
+        ("chat", 0.0, 1), ("chat", 1.0, 1), ("code", 0.0, 1), ("code", 0.0, 1), ("code", 1.0, 1), ("code", 1.0, 1)
     ]  # fmt: skip
     later = [block for block in blocks if block.condition.concurrency == 4]
     assert [(b.condition.kind, len(b.prompts)) for b in later] == [(ALL, 8)] * 4
@@ -66,3 +66,15 @@ def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> N
     assert table["verify", 4, 6] == pytest.approx(0.08)
     assert table["draft", 4, 2] == pytest.approx(0.12)
     assert [(a.kind, a.histogram) for a in found.acceptances] == [("code", (4, 2, 2, 2, 0, 0, 0))]
+
+
+def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plain() -> None:
+    """The second turn is five times slower; the draft's step is 1.5 plain steps in both."""
+
+    def turn(number: int, factor: float) -> list[Cell]:
+        plain = Cell("plain", Condition("code", 1, 0.0), number, (answer(0.1 * factor),), 1.0)
+        return [plain, Cell("draft", Condition("code", 1, 0.0), number, (answer(0.15 * factor),), 1.0)]
+
+    made = [*turn(0, 1.0), *turn(1, 5.0)]
+    ratios = relative_steps([c for c in made if c.method == "draft"], [c for c in made if c.method == "plain"])
+    assert ratios == [pytest.approx(1.5)] * 2

@@ -112,7 +112,7 @@ def test_a_full_cache_leaves_requests_without_drafts_until_there_is_room(folder:
 
 
 @torch.inference_mode()
-def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, model: PreTrainedModel) -> None:
+def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path) -> None:
     config: Any = SimpleNamespace(additional_config={"understudy_draft": str(folder)})
     proposer = DirectProposer.__new__(DirectProposer)  # without vLLM, which only ``attach`` needs
     proposer._folder, proposer._drafter = Path(config.additional_config["understudy_draft"]), None
@@ -124,7 +124,9 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, mode
     runner = SimpleNamespace(input_batch=batch, _draft_probs=None, _draft_prob_req_ids=None)
     greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
     drafts = proposer.propose_for(runner, [[1], [], [2, 3]], greedy, 3)
-    assert drafts == [continued(model, tokens[0, :10].tolist(), 3), [], continued(model, tokens[2, :5].tolist(), 3)]
+    rows = [Row("a", tokens[0, :10].tolist()), Row("c", tokens[2, :5].tolist())]
+    alone = Drafter(DraftNetwork(folder, eight_bit=True)).draft(rows, 3)[0]
+    assert drafts == [alone["a"], [], alone["c"]]
     assert runner._draft_probs is None
     mixed = SimpleNamespace(all_greedy=False, temperature=torch.tensor([0.0, 1.0, 0.5]), generators={})
     drafts = proposer.propose_for(runner, [[], [1], [2]], mixed, 2)

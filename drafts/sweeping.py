@@ -1,0 +1,174 @@
+"""Levers side by side: one recipe, varied; every variant trained on the same budget and judged on the same answers.
+
+A stage that several variants share is made once. Judged without an engine (``evaluating``), so that a busy machine does not
+change the order; what the best ones gain when served is for ``measure`` and ``compare`` to say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from drafts.building import Recipe, check_recipe, read_recipe
+from drafts.distilling import DistillSettings, distill
+from drafts.evaluating import EvaluateSettings, Figures, evaluate
+from drafts.merging import MergeSettings, merge
+from drafts.recovery import RecoverSettings, recover
+from pruning.plan import load_plan
+from pruning.prune import PruneSettings, prune, prune_run
+from stages.errors import InputError
+from stages.folders import write_text
+from stages.hashing import value_hash
+from stages.progress import log
+from stages.provenance import read, up_to_date
+from stages.settings import Settings, read_yaml, validate
+
+FILE = "sweep.json"
+
+
+class Lever(Settings):
+    """One variant of the recipe.
+
+    Attributes:
+        prune, distill, recover: settings that differ from the recipe's. Naming layers or their number replaces what the recipe
+            says about them.
+        merge: instead: two other levers, whose drafts are merged.
+    """
+
+    prune: dict[str, Any] = Field(default_factory=dict)
+    distill: dict[str, Any] = Field(default_factory=dict)
+    recover: dict[str, Any] = Field(default_factory=dict)
+    merge: tuple[str, str] | None = None
+
+
+class Sweep(Settings):
+    """A sweep file. ``recipe`` is relative to that file; ``out`` to where the command runs.
+
+    Attributes:
+        answers: how the target answers the recipe's validation prompts, which all drafts are judged on.
+    """
+
+    recipe: Path
+    out: Path
+    levers: dict[str, Lever] = Field(min_length=1)
+    answers: DistillSettings = DistillSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+HOW_MANY = {"keep", "remove", "layers", "method"}
+
+
+def varied(recipe: Recipe, name: str, lever: Lever) -> Recipe:
+    """The recipe with a lever's settings.
+
+    Raises:
+        InputError: a setting that does not exist or cannot be so.
+    """
+    pruned = recipe.prune.model_dump(exclude_none=True)
+    if lever.prune.keys() & HOW_MANY:
+        pruned = {key: value for key, value in pruned.items() if key not in HOW_MANY}
+    where = f"lever {name!r}"
+    changes = {
+        "prune": validate(PruneSettings, {**pruned, **lever.prune}, f"{where}, prune"),
+        "distill": validate(DistillSettings, {**recipe.distill.model_dump(), **lever.distill}, f"{where}, distill"),
+        "recover": validate(RecoverSettings, {**recipe.recover.model_dump(), **lever.recover}, f"{where}, recover"),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def read_sweep(path: Path) -> tuple[Sweep, Recipe]:
+    """Reads a sweep file and its recipe, and refuses what can be refused before any work."""
+    sweep = read_yaml(path, Sweep)
+    recipe = read_recipe(path.resolve().parent / sweep.recipe)
+    for name, lever in sweep.levers.items():
+        varied(recipe, name, lever)
+        for parent in lever.merge or ():
+            if parent not in sweep.levers or sweep.levers[parent].merge:
+                known = ", ".join(other for other, found in sweep.levers.items() if not found.merge)
+                raise InputError(f"{path}: lever {name!r} merges {parent!r}; give two of {known}")
+    check_recipe(recipe)
+    return sweep, recipe
+
+
+class _Stages:
+    """Folders of stages by what they are made from, so that variants share them."""
+
+    def __init__(self, out: Path):
+        self._out = out / "stages"
+
+    def _folder(self, stage: str, *made_from: Any) -> Path:
+        return self._out / f"{stage}-{value_hash([str(part) for part in made_from])[:10]}"
+
+    def draft(self, recipe: Recipe) -> Path:
+        """The recovered draft of a variant."""
+        pruned = self._folder("pruned", recipe.target, recipe.prune.model_dump_json())
+        if not up_to_date(prune_run(recipe.target, recipe.prune), pruned):
+            prune(recipe.target, pruned, recipe.prune)
+        data = self._folder("data", recipe.target, recipe.distill.model_dump_json())
+        distill(recipe.target, recipe.prompts.train, data, recipe.distill)
+        draft = self._folder("draft", pruned, data, recipe.recover.model_dump_json())
+        recover(recipe.target, pruned, data, draft, recipe.recover)
+        return draft
+
+    def merged(self, recipe: Recipe, first: Path, second: Path) -> Path:
+        """Two drafts as one."""
+        draft = self._folder("merged", first, second)
+        merge(recipe.target, first, second, draft, MergeSettings())
+        return draft
+
+
+def row_of(name: str, lever: Lever, draft: Path, figures: list[Figures]) -> dict[str, Any]:
+    """One row of the sweep; budget as it was used."""
+    record = read(draft) or {}
+    position = record.get("position", {})
+    return {
+        "lever": name, "settings": lever.model_dump(exclude_defaults=True), "draft": str(draft),
+        "kept_layers": list(load_plan(draft).kept_layers), "train_seconds": position.get("seconds"),
+        "train_tokens": position.get("tokens"), "figures": [found.model_dump(mode="json") for found in figures],
+    }  # fmt: skip
+
+
+def run_sweep(path: Path) -> list[dict[str, Any]]:
+    """Trains and judges every lever; writes ``out/sweep.json`` after each. An interrupted sweep goes on where it stopped."""
+    sweep, recipe = read_sweep(path)
+    stages, answers = _Stages(sweep.out), sweep.out / "answers"
+    distill(recipe.target, recipe.prompts.validation, answers, sweep.answers)
+    drafts: dict[str, Path] = {}
+    rows: list[dict[str, Any]] = []
+    in_order = sorted(sweep.levers.items(), key=lambda item: item[1].merge is not None)
+    for number, (name, lever) in enumerate(in_order, 1):
+        log(f"[{number}/{len(in_order)}] {name}")
+        if lever.merge:
+            drafts[name] = stages.merged(recipe, *(drafts[parent] for parent in lever.merge))
+        else:
+            drafts[name] = stages.draft(varied(recipe, name, lever))
+        figures = evaluate(recipe.target, drafts[name], answers, None, sweep.evaluate)
+        rows.append(row_of(name, lever, drafts[name], figures))
+        write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def render(rows: list[dict[str, Any]], tokens: int, console: Console) -> None:
+    """Prints overlap, agreement and the mean acceptance length with ``tokens`` draft tokens, best first."""
+
+    def length(row: dict[str, Any]) -> float:
+        return sum(found["acceptance_lengths"][tokens - 1] for found in row["figures"]) / len(row["figures"])
+
+    table = Table(box=None, padding=(0, 1, 0, 0), title=f"answers to validation prompts, {tokens} draft tokens")
+    kinds = [f"{found['kind']} T={found['temperature']:g}" for found in rows[0]["figures"]]
+    for head in ("lever", "layers", "seconds", "overlap", "agree", *kinds):
+        table.add_column(head, justify="left" if head == "lever" else "right")
+    for row in sorted(rows, key=length, reverse=True):
+        shares = [sum(f[name] for f in row["figures"]) / len(row["figures"]) for name in ("overlap", "agreement")]
+        seconds = row["train_seconds"]
+        table.add_row(
+            row["lever"], ",".join(map(str, row["kept_layers"])), "–" if seconds is None else f"{seconds:.0f}",
+            *(f"{share:.3f}" for share in shares),
+            *(f"{found['acceptance_lengths'][tokens - 1]:.2f}" for found in row["figures"]),
+        )  # fmt: skip
+    console.print(table)
