@@ -127,7 +127,7 @@ def row_of(name: str, lever: Lever, draft: Path, figures: list[Figures]) -> dict
     record = read(draft) or {}
     position = record.get("position", {})
     return {
-        "lever": name, "settings": lever.model_dump(exclude_defaults=True), "draft": str(draft),
+        "lever": name, "settings": lever.model_dump(mode="json", exclude_defaults=True), "draft": str(draft),
         "kept_layers": list(load_plan(draft).kept_layers), "train_seconds": position.get("seconds"),
         "train_tokens": position.get("tokens"), "figures": [found.model_dump(mode="json") for found in figures],
     }  # fmt: skip
