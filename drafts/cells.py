@@ -73,13 +73,18 @@ class Block:
 def blocks_of(
     prompts: Sequence[Prompt], conditions: Sequence[Condition], repeats: int, block_size: int, seed: int
 ) -> list[Block]:
-    """Every condition's prompts in blocks of ``block_size``, all of it ``repeats`` times with other seeds."""
+    """Every condition's prompts in blocks, all of it ``repeats`` times with other seeds.
+
+    Args:
+        block_size: prompts of a block; a condition with more requests at a time has that many, or it would never have them.
+    """
     return [
-        Block(condition, tuple(chosen[start : start + block_size]), seed + 10_000 * repeat + start)
+        Block(condition, tuple(chosen[start : start + size]), seed + 10_000 * repeat + start)
         for repeat in range(repeats)
         for condition in conditions
         for chosen in [[prompt for prompt in prompts if prompt.kind == condition.kind]]
-        for start in range(0, len(chosen), block_size)
+        for size in [max(block_size, condition.concurrency)]
+        for start in range(0, len(chosen), size)
     ]
 
 

@@ -136,21 +136,25 @@ def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
     return tuple(found)
 
 
-def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Block]:
-    """At the first concurrency every prompt by itself; at the others all kinds together, two rounds of requests.
+WAVES = 2
+"""How often as many requests as a batch holds are sent at once, in each repeat."""
 
-    Few prompts are asked again with other seeds, so that as many requests as wanted are under way.
+
+def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Block]:
+    """At the first concurrency every prompt by itself; at the others waves of all kinds together.
+
+    The requests of a wave are sent at once: one that came later would have its prompt read between two steps of the others,
+    which would count as a longer step. Few prompts are asked again with other seeds, so that a wave is full.
     """
     first, *others = settings.concurrencies
     conditions = conditions_of(prompts, [first], settings.temperatures)
     blocks = blocks_of(prompts, conditions, settings.repeats, first, settings.seed)
+    asked = cycle(prompts)
     for repeat in range(settings.repeats):
         for concurrency in others:
-            asked = tuple(islice(cycle(prompts), 2 * concurrency))
-            blocks += [
-                Block(Condition(ALL, concurrency, temperature), asked, settings.seed + 10_000 * repeat)
-                for temperature in settings.temperatures
-            ]
+            for wave in range(WAVES):
+                together, seed = tuple(islice(asked, concurrency)), settings.seed + 10_000 * repeat + 1_000 * wave
+                blocks += [Block(Condition(ALL, concurrency, t), together, seed) for t in settings.temperatures]
     return blocks
 
 

@@ -15,6 +15,9 @@ Advance = Callable[..., None]
 
 LOG_EVERY_S = 15.0
 
+ENOUGH = 0.01
+"""Share of the work before which its rate says nothing of the time left: the first piece also warms up."""
+
 
 def log(line: str) -> None:
     """Prints one line of narration to standard error, where it does not mix with results."""
@@ -56,10 +59,8 @@ def _lines(description: str, total: float, unit: str, done: float) -> Iterator[A
         if now - last >= LOG_EVERY_S:
             last = now
             rate = seen / (now - started)
-            left = (total - done - seen) / rate if rate else 0.0
-            log(
-                f"{description}: {done + seen:,.0f} of {total:,.0f} {unit}, {rate:,.1f}/s, {_duration(left)} left {note}".rstrip()
-            )
+            left = f", {_duration((total - done - seen) / rate)} left" if seen >= ENOUGH * total else ""
+            log(f"{description}: {done + seen:,.0f} of {total:,.0f} {unit}, {rate:,.1f}/s{left} {note}".rstrip())
 
     yield advance
     log(f"{description}: {done + seen:,.0f} {unit} in {_duration(time.monotonic() - started)}")

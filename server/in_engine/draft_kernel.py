@@ -56,13 +56,39 @@ class Cache(NamedTuple):
 
 @njit(fastmath=True, cache=True, nogil=True)
 def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
-    """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i]; each weight is read once for all rows."""
+    """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i], in tiles of two outputs by four rows.
+
+    A tile converts each weight once for four rows and loads each input once for two outputs. ``x`` must be contiguous.
+    """
+    outputs, rows = weight.shape[0] // 2 * 2, x.shape[0] // 4 * 4
+    zero = np.float32(0)
+    for o in range(0, outputs, 2):
+        for b in range(0, rows, 4):
+            a0, a1, a2, a3 = zero, zero, zero, zero
+            b0, b1, b2, b3 = zero, zero, zero, zero
+            for i in range(weight.shape[1]):
+                first, second = np.float32(weight[o, i]), np.float32(weight[o + 1, i])
+                a0 += first * x[b, i]
+                a1 += first * x[b + 1, i]
+                a2 += first * x[b + 2, i]
+                a3 += first * x[b + 3, i]
+                b0 += second * x[b, i]
+                b1 += second * x[b + 1, i]
+                b2 += second * x[b + 2, i]
+                b3 += second * x[b + 3, i]
+            out[b, o], out[b, o + 1] = a0, b0
+            out[b + 1, o], out[b + 1, o + 1] = a1, b1
+            out[b + 2, o], out[b + 2, o + 1] = a2, b2
+            out[b + 3, o], out[b + 3, o + 1] = a3, b3
     for o in range(weight.shape[0]):
-        for b in range(x.shape[0]):
-            total = np.float32(0)
+        for b in range(rows if o < outputs else 0, x.shape[0]):
+            total = zero
             for i in range(weight.shape[1]):
                 total += np.float32(weight[o, i]) * x[b, i]
-            out[b, o] = total * scale[o] + bias[o]
+            out[b, o] = total
+    for b in range(x.shape[0]):
+        for o in range(weight.shape[0]):
+            out[b, o] = out[b, o] * scale[o] + bias[o]
 
 
 @njit(fastmath=True, cache=True, nogil=True)
@@ -121,6 +147,7 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
     qkv = np.empty((rows, w.qkv.shape[1]), np.float32)
     attended = np.empty((rows, heads * size), np.float32)
     wide = np.empty((rows, 2 * width), np.float32)
+    gated = np.empty((rows, width), np.float32)
     for layer in range(w.qkv.shape[0]):
         _normalise(hidden, eps, normed)
         _product(normed, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], qkv)
@@ -147,8 +174,8 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
         for b in range(rows):
             for f in range(width):
                 gate = wide[b, f]
-                wide[b, f] = gate / (np.float32(1) + np.float32(np.exp(-gate))) * wide[b, width + f]
-        _product(wide[:, :width], w.down[layer], w.down_scale[layer], w.down_bias[layer], added)
+                gated[b, f] = gate / (np.float32(1) + np.float32(np.exp(-gate))) * wide[b, width + f]
+        _product(gated, w.down[layer], w.down_scale[layer], w.down_bias[layer], added)
         hidden += added
     _normalise(hidden, eps, normed)
     return normed

@@ -74,6 +74,12 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
     assert [turn[0][2] for turn in turns][:3] == [7, 9, 11]
 
 
+def test_a_block_has_at_least_as_many_prompts_as_are_asked_at_a_time() -> None:
+    prompts = [Prompt(prompt=str(i), kind="code") for i in range(8)]
+    sizes = {n: [len(b.prompts) for b in blocks_of(prompts, [Condition("code", n, 0.0)], 1, 3, 0)] for n in (1, 4, 16)}
+    assert sizes == {1: [3, 3, 2], 4: [4, 4], 16: [8]}
+
+
 def test_identical_outputs_counts_texts() -> None:
     assert rows()["draft"]["identical_outputs"] == 1.0
     assert rows(draft_text="other")["draft"]["identical_outputs"] == 0.5

@@ -4,7 +4,7 @@ import pytest
 
 from drafts.cells import Cell, Condition
 from drafts.client import Answer, Speculation
-from drafts.measuring import ALL, MeasureSettings, blocks_for, found_in, quartiles, relative_steps, step_seconds
+from drafts.measuring import ALL, WAVES, MeasureSettings, blocks_for, found_in, quartiles, relative_steps, step_seconds
 from drafts.prompts import Prompt
 from stages.errors import EngineError
 
@@ -40,8 +40,8 @@ def test_more_requests_at_a_time_than_there_are_prompts() -> None:
         ("chat", 0.0, 1), ("chat", 1.0, 1), ("code", 0.0, 1), ("code", 0.0, 1), ("code", 1.0, 1), ("code", 1.0, 1)
     ]  # fmt: skip
     later = [block for block in blocks if block.condition.concurrency == 4]
-    assert [(b.condition.kind, len(b.prompts)) for b in later] == [(ALL, 8)] * 4
-    assert len({block.seed for block in later}) == 2
+    assert [(b.condition.kind, len(b.prompts)) for b in later] == [(ALL, 4)] * 2 * 2 * WAVES
+    assert len({block.seed for block in later}) == 2 * WAVES
     assert set(later[0].prompts) == set(prompts)
 
 
