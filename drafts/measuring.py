@@ -7,6 +7,7 @@ numbers of draft tokens.
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -41,8 +42,8 @@ class MeasureSettings(Settings):
 
     Attributes:
         num_speculative_tokens: the smaller and the larger K that steps are timed at.
-        prompts_per_kind: size of the seeded sample; use prompts that neither training nor the final tables see.
-        concurrencies: requests at a time that steps are timed at; acceptance by kind is counted at the first.
+        prompts_per_kind: size of the seeded sample that is asked at the first concurrency.
+        concurrencies: requests at a time that steps are timed at; at all but the first as many prompts as it takes.
         enforce_eager: whether engines run without compiling; the default compiles on GPUs only.
     """
 
@@ -126,14 +127,15 @@ def step_costs(
 
 
 def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
-    """One acceptance histogram for each kind and temperature."""
-    keys = dict.fromkeys((cell.condition.kind, cell.condition.temperature) for cell in cells)
-    found = []
-    for kind, temperature in keys:
-        same = [c for c in cells if (c.condition.kind, c.condition.temperature) == (kind, temperature)]
-        counts = histogram([answer for cell in same for answer in cell.answers])
-        found.append(Acceptance(kind=kind, temperature=temperature, histogram=tuple(counts)))
-    return tuple(found)
+    """One acceptance histogram for each kind of prompt and temperature, over all concurrencies."""
+    by_condition: dict[tuple[str, float], list[Answer]] = {}
+    for cell in cells:
+        for answer in cell.answers:
+            by_condition.setdefault((answer.kind, cell.condition.temperature), []).append(answer)
+    return tuple(
+        Acceptance(kind=kind, temperature=temperature, histogram=tuple(histogram(answers)))
+        for (kind, temperature), answers in sorted(by_condition.items())
+    )
 
 
 WAVES = 2
@@ -141,15 +143,17 @@ WAVES = 2
 
 
 def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Block]:
-    """At the first concurrency every prompt by itself; at the others waves of all kinds together.
+    """At the first concurrency a sample of every kind, each prompt by itself; at the others waves of all prompts, mixed.
 
     The requests of a wave are sent at once: one that came later would have its prompt read between two steps of the others,
     which would count as a longer step. Few prompts are asked again with other seeds, so that a wave is full.
     """
     first, *others = settings.concurrencies
-    conditions = conditions_of(prompts, [first], settings.temperatures)
-    blocks = blocks_of(prompts, conditions, settings.repeats, first, settings.seed)
-    asked = cycle(prompts)
+    alone = sample(list(prompts), settings.prompts_per_kind, settings.seed)
+    blocks = blocks_of(
+        alone, conditions_of(alone, [first], settings.temperatures), settings.repeats, first, settings.seed
+    )
+    asked = cycle(random.Random(settings.seed).sample(list(prompts), len(prompts)))
     for repeat in range(settings.repeats):
         for concurrency in others:
             for wave in range(WAVES):
@@ -159,20 +163,19 @@ def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Blo
 
 
 def found_in(cells: Sequence[Cell], settings: MeasureSettings) -> Measurements:
-    """Step costs at every concurrency, and acceptance by kind at the first."""
+    """Step costs at every concurrency, and acceptance by kind with the larger number of draft tokens."""
     small, large = settings.num_speculative_tokens
     engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]] = {
         "plain": ("plain", 0), "verify": ("verify", large), "draft-small": ("draft", small), "draft-large": ("draft", large),
     }  # fmt: skip
     costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
-    judged = [c for c in cells if (c.method, c.condition.concurrency) == ("draft-large", settings.concurrencies[0])]
+    judged = [cell for cell in cells if cell.method == "draft-large"]
     return Measurements(enforce_eager=settings.enforce_eager, costs=tuple(costs), acceptances=acceptances(judged))
 
 
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
     """Writes ``out/measurements.json``: step costs at several batch sizes, and acceptance by position."""
-    fit = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
-    prompts = sample(fit, settings.prompts_per_kind, settings.seed)
+    prompts = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
     inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "prompts": prompts_hash(prompts)}
     run = Run("measure", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):

@@ -4,7 +4,17 @@ import pytest
 
 from drafts.cells import Cell, Condition
 from drafts.client import Answer, Speculation
-from drafts.measuring import ALL, WAVES, MeasureSettings, blocks_for, found_in, quartiles, relative_steps, step_seconds
+from drafts.measuring import (
+    ALL,
+    WAVES,
+    MeasureSettings,
+    acceptances,
+    blocks_for,
+    found_in,
+    quartiles,
+    relative_steps,
+    step_seconds,
+)
 from drafts.prompts import Prompt
 from stages.errors import EngineError
 
@@ -33,7 +43,7 @@ def test_answers_that_came_in_one_chunk_say_nothing_about_a_step() -> None:
 
 def test_more_requests_at_a_time_than_there_are_prompts() -> None:
     prompts = [Prompt(kind=kind, prompt=f"x{i}") for i, kind in enumerate(("code", "code", "chat"))]
-    settings = MeasureSettings(concurrencies=(1, 4), repeats=2)
+    settings = MeasureSettings(concurrencies=(1, 4), prompts_per_kind=8, repeats=2)
     blocks = blocks_for(prompts, settings)
     first = [block for block in blocks if block.condition.concurrency == 1]
     assert [(b.condition.kind, b.condition.temperature, len(b.prompts)) for b in first] == 2 * [
@@ -66,6 +76,13 @@ def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> N
     assert table["verify", 4, 6] == pytest.approx(0.08)
     assert table["draft", 4, 2] == pytest.approx(0.12)
     assert [(a.kind, a.histogram) for a in found.acceptances] == [("code", (4, 2, 2, 2, 0, 0, 0))]
+
+
+def test_acceptance_is_counted_by_the_kind_of_each_prompt_at_all_concurrencies() -> None:
+    code = replace(answer(0.5), speculation=Speculation(2, 4, 1, (1, 1, 0)))
+    chat = replace(code, kind="chat", speculation=Speculation(3, 6, 6, (0, 0, 3)))
+    cells = cell(code, method="draft-large") + cell(code, chat, method="draft-large", kind=ALL, concurrency=4)
+    assert [(a.kind, a.histogram) for a in acceptances(cells)] == [("chat", (0, 0, 3)), ("code", (2, 2, 0))]
 
 
 def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plain() -> None:
