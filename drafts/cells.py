@@ -63,11 +63,13 @@ class Block:
 
     Attributes:
         seed: of the first prompt; the others count on.
+        repeat: which time around the condition's prompts are asked.
     """
 
     condition: Condition
     prompts: tuple[Prompt, ...]
     seed: int
+    repeat: int = 0
 
 
 def blocks_of(
@@ -79,7 +81,7 @@ def blocks_of(
         block_size: prompts of a block; a condition with more requests at a time has that many, or it would never have them.
     """
     return [
-        Block(condition, tuple(chosen[start : start + size]), seed + 10_000 * repeat + start)
+        Block(condition, tuple(chosen[start : start + size]), seed + 10_000 * repeat + start, repeat)
         for repeat in range(repeats)
         for condition in conditions
         for chosen in [[prompt for prompt in prompts if prompt.kind == condition.kind]]
@@ -88,7 +90,13 @@ def blocks_of(
     ]
 
 
-def run_cells(urls: dict[str, str], blocks: Sequence[Block], max_tokens: int, settle_s: float = 0.0) -> list[Cell]:
+def run_cells(
+    urls: dict[str, str],
+    blocks: Sequence[Block],
+    max_tokens: int,
+    settle_s: float = 0.0,
+    forget: Callable[[], None] = lambda: None,
+) -> list[Cell]:
     """Runs every block with every method, in an order of methods that shifts with every block.
 
     Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
@@ -97,6 +105,7 @@ def run_cells(urls: dict[str, str], blocks: Sequence[Block], max_tokens: int, se
     Args:
         urls: base address by method.
         max_tokens: of an answer.
+        forget: called before the first block of every condition and repeat, within which prompts are distinct.
     """
     first = list({prompt.kind: prompt for block in blocks for prompt in block.prompts}.values())
     for url in urls.values():
@@ -104,6 +113,8 @@ def run_cells(urls: dict[str, str], blocks: Sequence[Block], max_tokens: int, se
     cells = []
     with progress("measuring", len(blocks) * len(urls), "cells") as advance:
         for turn, block in enumerate(blocks):
+            if turn == 0 or (block.condition, block.repeat) != (blocks[turn - 1].condition, blocks[turn - 1].repeat):
+                forget()
             drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
             for method in rotated(list(urls), turn):
                 time.sleep(settle_s)

@@ -116,10 +116,10 @@ def compare(
     logs = out.parent / "engine-logs"
     eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
     how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
-    with serving(target, methods, logs, how) as urls:
+    with serving(target, methods, logs, how) as served:
         conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
         blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
-        cells = run_cells(urls, blocks, settings.max_tokens, settle_s())
+        cells = run_cells(served.urls, blocks, settings.max_tokens, settle_s(), served.forget)
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     add_predictions(rows, pair)
     by_id = {prompt.id: prompt for prompt in prompts}

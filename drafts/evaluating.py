@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Figures(Settings):
         overlap: mean of sum_x min(p, q) at temperature 1 over answer positions.
         agreement: share of answer positions where the most likely tokens are equal.
         acceptance_lengths: mean acceptance length (bonus token included) with 1, 2, … draft tokens.
+        greedy_drafting_lengths: likewise for a draft that proposes its most likely token at any temperature, which is accepted
+            where it is the token that the target drew.
     """
 
     kind: str
@@ -57,6 +60,16 @@ class Figures(Settings):
     overlap: float
     agreement: float
     acceptance_lengths: tuple[float, ...]
+    greedy_drafting_lengths: tuple[float, ...]
+
+
+@dataclass
+class Judged:
+    """What every position [T] of one answer says: see ``Figures``; ``hits`` are 1 where the draft's favourite is the answer."""
+
+    overlaps: Tensor
+    agrees: Tensor
+    hits: Tensor
 
 
 def acceptance_lengths(accepted: Sequence[Sequence[float]], most: int, seed: int) -> tuple[float, ...]:
@@ -81,26 +94,22 @@ def acceptance_lengths(accepted: Sequence[Sequence[float]], most: int, seed: int
 
 
 @torch.no_grad()
-def judged(
-    target: Any, draft: Any, examples: Sequence[Example], settings: EvaluateSettings
-) -> list[tuple[Tensor, Tensor]]:
-    """(overlap, agreement) at the answer positions of every example."""
+def judged(target: Any, draft: Any, examples: Sequence[Example], settings: EvaluateSettings) -> list[Judged]:
+    """The answer positions of every example."""
     teacher = Teacher(target, 0)
     decoder, head = decoder_and_head(draft.eval())
-    parts: list[dict[int, tuple[float, float]]] = [{} for _ in examples]
+    parts: list[dict[int, list[float]]] = [{} for _ in examples]
     with progress("judging", len(examples), "answers") as advance:
         for batch in batches(examples, settings.batch_tokens, 0.0, settings.seed, 0):
             hidden = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             student = head(hidden[batch.rows_N, batch.columns_N])
             logits = teacher.logits(batch)
-            figures = zip(overlap(student, logits).tolist(), agreement(student, logits).tolist(), strict=True)
-            for row, column, pair in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), figures, strict=True):
-                parts[batch.indices[row]][column] = pair
+            hits = (student.argmax(-1) == batch.labels_N).float()
+            figures = torch.stack([overlap(student, logits), agreement(student, logits), hits], 1).tolist()
+            for row, column, found in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), figures, strict=True):
+                parts[batch.indices[row]][column] = found
             advance(len(batch.indices))
-    return [
-        (torch.tensor([own[c][0] for c in sorted(own)]), torch.tensor([own[c][1] for c in sorted(own)]))
-        for own in parts
-    ]
+    return [Judged(*torch.tensor([own[c] for c in sorted(own)]).reshape(-1, 3).unbind(1)) for own in parts]
 
 
 def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: EvaluateSettings) -> list[Figures]:
@@ -117,22 +126,24 @@ def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: 
         raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' on prompts kept from training")
     examples = [example for _, example in usable]
     found = []
-    pairs = judged(model, load_model(draft, dtype="float32"), examples, settings)
+    answers = judged(model, load_model(draft, dtype="float32"), examples, settings)
     for kind, temperature in sorted({(record["kind"], record["temperature"]) for record, _ in usable}):
         own = [
-            pair
-            for (record, _), pair in zip(usable, pairs, strict=True)
-            if (record["kind"], record["temperature"]) == (kind, temperature) and len(pair[0])
+            answer
+            for (record, _), answer in zip(usable, answers, strict=True)
+            if (record["kind"], record["temperature"]) == (kind, temperature) and len(answer.hits)
         ]
-        chances = [(agrees if temperature == 0 else overlaps).tolist() for overlaps, agrees in own]
+        chances = [answer.agrees if temperature == 0 else answer.overlaps for answer in own]
+        most, seed = settings.num_speculative_tokens, settings.seed
         found.append(
             Figures(
                 kind=kind,
                 temperature=temperature,
                 positions=sum(map(len, chances)),
-                overlap=float(torch.cat([overlaps for overlaps, _ in own]).mean()),
-                agreement=float(torch.cat([agrees for _, agrees in own]).mean()),
-                acceptance_lengths=acceptance_lengths(chances, settings.num_speculative_tokens, settings.seed),
+                overlap=float(torch.cat([answer.overlaps for answer in own]).mean()),
+                agreement=float(torch.cat([answer.agrees for answer in own]).mean()),
+                acceptance_lengths=acceptance_lengths([c.tolist() for c in chances], most, seed),
+                greedy_drafting_lengths=acceptance_lengths([answer.hits.tolist() for answer in own], most, seed),
             )
         )
     if out is not None:

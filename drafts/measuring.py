@@ -185,8 +185,8 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
     methods = [Method("plain"), verify_method(large), *drafted]
     with publish(out, stage=run.stage) as folder:
         how = EngineOptions(settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager)
-        with serving(target, methods, out.parent / "engine-logs", how) as urls:
-            cells = run_cells(urls, blocks_for(prompts, settings), settings.max_tokens, settle_s())
+        with serving(target, methods, out.parent / "engine-logs", how) as served:
+            cells = run_cells(served.urls, blocks_for(prompts, settings), settings.max_tokens, settle_s())
         found = found_in(cells, settings)
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)

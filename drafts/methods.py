@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,12 +14,13 @@ from typing import Any
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine
 from server.engine_command import cpu_build_installed, in_process_by_default
+from stages.errors import EngineError
 from stages.progress import log
 
 MODEL = "target"
 NGRAM = {"method": "ngram", "prompt_lookup_max": 3, "num_speculative_tokens": 4}
 SUFFIX = {"method": "suffix", "num_speculative_tokens": 8}
-"""Suffix decoding (arXiv 2411.04975); needs the package arctic-inference. Its cache is cold when an engine starts."""
+"""Suffix decoding (arXiv 2411.04975); needs the package arctic-inference. Its cache is emptied before each condition."""
 
 
 def suffix_installed() -> bool:
@@ -43,6 +46,11 @@ class Method:
 
     name: str
     speculative_config: dict[str, Any] | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether it remembers the answers to earlier requests, so that a prompt that comes again is easier."""
+        return self.speculative_config is not None and self.speculative_config["method"] == "suffix"
 
 
 def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", **options: Any) -> Method:
@@ -71,18 +79,55 @@ class EngineOptions:
     enforce_eager: bool | None = None
 
 
+@dataclass(frozen=True)
+class Serving:
+    """Methods that are being served.
+
+    Attributes:
+        urls: the gateway's base address by method.
+        learning: the engine's base address by method, for those that remember answers.
+    """
+
+    urls: dict[str, str]
+    learning: dict[str, str]
+
+    def forget(self) -> None:
+        """Makes the methods that remember answers forget them.
+
+        Raises:
+            EngineError: an engine did not.
+        """
+        for name, url in self.learning.items():
+            body = json.dumps({"method": "forget_suffixes"}).encode()
+            request = urllib.request.Request(f"{url}/collective_rpc", body, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=30):
+                    pass
+            except OSError as error:
+                raise EngineError(f"the cache of {name!r} could not be emptied: {error}") from error
+
+
+FORGETTING = {
+    "extra_args": ("--worker-extension-cls", "server.in_engine.suffix_cache.SuffixCacheExtension"),
+    "environment": {"VLLM_SERVER_DEV_MODE": "1"},
+}
+"""What an engine is started with so that it can be made to forget; it listens on loopback, for the comparison only."""
+
+
 def _engine(target: Path, method: Method, folder: Path, options: EngineOptions) -> LocalEngine:
+    more: dict[str, Any] = FORGETTING if method.learns else {}
     settings = EngineSettings(
         model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
         max_model_len=options.max_model_len, max_num_seqs=options.max_num_seqs, enforce_eager=options.enforce_eager,
-        log_file=folder / f"engine-{method.name}.log", extra_args=("--no-enable-prefix-caching",),
+        log_file=folder / f"engine-{method.name}.log", environment=more.get("environment", {}),
+        extra_args=("--no-enable-prefix-caching", *more.get("extra_args", ())),
     )  # fmt: skip
     return LocalEngine(settings)
 
 
 @contextmanager
-def serving(target: Path, methods: Sequence[Method], folder: Path, options: EngineOptions) -> Iterator[dict[str, str]]:
-    """Starts one engine and one gateway for each method and gives {method name: gateway's base address}.
+def serving(target: Path, methods: Sequence[Method], folder: Path, options: EngineOptions) -> Iterator[Serving]:
+    """Starts one engine and one gateway for each method.
 
     Engines start side by side (most of a start is imports); prefix caching is off, so that a repeated prompt costs
     what a first one does.
@@ -97,7 +142,8 @@ def serving(target: Path, methods: Sequence[Method], folder: Path, options: Engi
         for engine in engines.values():
             engine.wait_ready()
         speculating = {method.name for method in methods if method.speculative_config}
-        yield {
+        urls = {
             name: stack.enter_context(background_gateway(engine.url, MODEL, name if name in speculating else None))
             for name, engine in engines.items()
         }
+        yield Serving(urls, {method.name: engines[method.name].url for method in methods if method.learns})

@@ -7,6 +7,7 @@ change the order; what the best ones gain when served is for ``measure`` and ``c
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from drafts.recovery import RecoverSettings, recover
 from pruning.plan import load_plan
 from pruning.prune import PruneSettings, prune, prune_run
 from stages.errors import InputError
-from stages.folders import write_text
+from stages.folders import storage_errors, write_text
 from stages.hashing import value_hash
 from stages.progress import log
 from stages.provenance import read, up_to_date
@@ -50,12 +51,14 @@ class Sweep(Settings):
     """A sweep file. ``recipe`` is relative to that file; ``out`` to where the command runs.
 
     Attributes:
+        recover: settings of every lever's recovery, in place of the recipe's: the budget that all have.
         answers: how the target answers the recipe's validation prompts, which all drafts are judged on.
     """
 
     recipe: Path
     out: Path
     levers: dict[str, Lever] = Field(min_length=1)
+    recover: dict[str, Any] = Field(default_factory=dict)
     answers: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
@@ -85,6 +88,8 @@ def read_sweep(path: Path) -> tuple[Sweep, Recipe]:
     """Reads a sweep file and its recipe, and refuses what can be refused before any work."""
     sweep = read_yaml(path, Sweep)
     recipe = read_recipe(path.resolve().parent / sweep.recipe)
+    budget = validate(RecoverSettings, {**recipe.recover.model_dump(), **sweep.recover}, f"{path}, recover")
+    recipe = recipe.model_copy(update={"recover": budget})
     for name, lever in sweep.levers.items():
         varied(recipe, name, lever)
         for parent in lever.merge or ():
@@ -122,6 +127,19 @@ class _Stages:
         return draft
 
 
+def slug(name: str) -> str:
+    """A lever's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def link(folder: Path, place: Path) -> None:
+    """Puts a link to a folder where people look for it."""
+    with storage_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(folder.resolve(), target_is_directory=True)
+
+
 def row_of(name: str, lever: Lever, draft: Path, figures: list[Figures]) -> dict[str, Any]:
     """One row of the sweep; budget as it was used."""
     record = read(draft) or {}
@@ -147,6 +165,7 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
             drafts[name] = stages.merged(recipe, *(drafts[parent] for parent in lever.merge))
         else:
             drafts[name] = stages.draft(varied(recipe, name, lever))
+        link(drafts[name], sweep.out / "drafts" / slug(name))
         figures = evaluate(recipe.target, drafts[name], answers, None, sweep.evaluate)
         rows.append(row_of(name, lever, drafts[name], figures))
         write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")

@@ -64,8 +64,11 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
     monkeypatch.setattr("drafts.cells.ask_all", ask_all)
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(5)]
     urls = {"plain": "p", "draft": "d"}
-    made = run_cells(urls, blocks_of(prompts, [GREEDY], repeats, block_size=2, seed=7), max_tokens=4)
+    before: list[int] = []
+    blocks = blocks_of(prompts, [GREEDY], repeats, block_size=2, seed=7)
+    made = run_cells(urls, blocks, max_tokens=4, forget=lambda: before.append(len(asked) - 2))
     measured = asked[2:]
+    assert before == [6 * repeat for repeat in range(repeats)], "caches are emptied once before every repeat"
     assert len(made) == len(measured) == 2 * 3 * repeats
     turns = [measured[i : i + 2] for i in range(0, len(measured), 2)]
     assert [turn[0][0] for turn in turns] == (["p", "d"] * 3)[: 3 * repeats]

@@ -48,6 +48,10 @@ def test_the_target_is_a_perfect_draft_of_itself(made: dict[str, Path], tmp_path
     for figures in found:
         assert figures.overlap == pytest.approx(1.0, abs=1e-5)
         assert figures.agreement == 1.0
+        if figures.temperature == 0:
+            assert figures.greedy_drafting_lengths == figures.acceptance_lengths
+        else:
+            assert 1.0 <= figures.greedy_drafting_lengths[-1] < figures.acceptance_lengths[-1]
     assert len(json.loads((tmp_path / "e.json").read_text())) == len(found)
 
 

@@ -34,7 +34,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(place: Path, levers: dict[str, object]) -> Path:
     file = place / "sweep.yaml"
     answers = {"backend": "transformers", "max_tokens": 8, "max_model_len": 64}
-    sweep = {"recipe": "recipe.yaml", "out": str(place / "out"), "levers": levers, "answers": answers}
+    sweep = {
+        "recipe": "recipe.yaml",
+        "out": str(place / "out"),
+        "levers": levers,
+        "answers": answers,
+        "recover": {"tokens": 600},
+    }
     file.write_text(yaml.safe_dump(sweep))
     return file
 
@@ -57,7 +63,8 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
             (kind, t) for kind in ("code", "chat") for t in (0.0, 1.0)
         }
         assert [f["positions"] for f in row["figures"]] == [f["positions"] for f in rows["base"]["figures"]]
-    assert rows["base"]["train_tokens"] >= 500
+    assert 600 <= rows["base"]["train_tokens"] < 1200, "the budget of the sweep, not the recipe's 500"
+    assert (place / "out" / "drafts" / "other-seed" / "model.safetensors").is_file()
     before = {path: path.stat().st_mtime_ns for path in (place / "out" / "stages").rglob("*")}
     again = run_sweep(write(place, levers))
     assert before == {path: path.stat().st_mtime_ns for path in (place / "out" / "stages").rglob("*")}
