@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from drafts.distilling import DATA, DistillSettings, distill, read_data
-from drafts.evaluating import EvaluateSettings, acceptance_lengths, evaluate
+from drafts.evaluating import EvaluateSettings, acceptance_lengths, evaluate, judged
+from drafts.examples import Example
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
 from stages.errors import InputError
@@ -48,11 +49,19 @@ def test_the_target_is_a_perfect_draft_of_itself(made: dict[str, Path], tmp_path
     for figures in found:
         assert figures.overlap == pytest.approx(1.0, abs=1e-5)
         assert figures.agreement == 1.0
-        if figures.temperature == 0:
-            assert figures.greedy_drafting_lengths == figures.acceptance_lengths
-        else:
-            assert 1.0 <= figures.greedy_drafting_lengths[-1] < figures.acceptance_lengths[-1]
     assert len(json.loads((tmp_path / "e.json").read_text())) == len(found)
+
+
+def test_hits_are_the_answers_own_tokens(made: dict[str, Path]) -> None:
+    """The target drafts for itself: it hits what it would say, and not a token in its place."""
+    target, _ = load_target(made["target"], dtype="float32")
+    tokens = [5, 6, 7]
+    for _ in range(4):
+        tokens.append(int(target(torch.tensor([tokens])).logits[0, -1].argmax()))
+    other = [*tokens[:-1], tokens[-1] ^ 1]
+    own, changed = judged(target, target, [Example(tuple(t), 3) for t in (tokens, other)], EvaluateSettings())
+    assert own.hits.tolist() == own.agrees.tolist() == changed.agrees.tolist() == [1, 1, 1, 1]
+    assert changed.hits.tolist() == [1, 1, 1, 0]
 
 
 def test_greedy_lengths_are_those_of_a_real_run(made: dict[str, Path]) -> None:
