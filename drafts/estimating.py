@@ -12,6 +12,7 @@ from drafts.prompts import Prompt, read_prompts
 from pruning.checkpoint import load_config
 from pruning.prune import decide
 from pruning.sizes import Sizes, sizes
+from pruning.width import check_width
 
 STEP_OVERHEAD_PER_LAYER_S = 0.0005
 ENGINE_START_S = 60.0
@@ -54,7 +55,9 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     layers = config.num_hidden_layers
     kept = decide(layers, recipe.prune)
     count = len(kept) if kept is not None else recipe.prune.kept_count(layers)
-    target, draft = sizes(config), sizes(config, range(count))
+    if recipe.prune.mlp_width is not None:
+        check_width(config, recipe.prune.mlp_width)
+    target, draft = sizes(config), sizes(config, range(count), recipe.prune.mlp_width)
     prompts = read_prompts(recipe.prompts.train)[: recipe.distill.max_prompts]
     rounds = -(-len(prompts) // recipe.distill.concurrency)
     answered = len(prompts) * recipe.distill.max_tokens

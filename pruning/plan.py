@@ -29,6 +29,8 @@ class DepthPlan(Settings):
     """Layers of the target."""
     kept_layers: tuple[int, ...]
     """Indices into the target's layers, ascending."""
+    kept_channels: tuple[tuple[int, ...], ...] | None = None
+    """For each kept layer the channels of its MLP that stay, ascending; None for all."""
     method: Method
     scores: dict[str, Any] = Field(default_factory=dict)
     """What the decision was made from, in a few numbers; empty for methods that do not score."""
@@ -41,6 +43,18 @@ class DepthPlan(Settings):
             raise ValueError(
                 f"kept_layers must be ascending indices from 0 to {self.num_layers - 1}, given {list(kept)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _channels_exist(self) -> Self:
+        """Refuses channels that are not ascending, or not as many in every kept layer."""
+        rows = self.kept_channels
+        if rows is not None and (
+            len(rows) != len(self.kept_layers)
+            or len({len(row) for row in rows}) != 1
+            or any(not row or list(row) != sorted(set(row)) or row[0] < 0 for row in rows)
+        ):
+            raise ValueError("kept_channels must be ascending indices from 0 up, equally many for every kept layer")
         return self
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning import calibration, checkpoint, plan, scores, selection
+from pruning import calibration, checkpoint, plan, scores, selection, width
 from pruning.families import family_of
 from pruning.measured import FILE as SCORES_FILE
 from pruning.measured import Scores, load_scores
@@ -135,11 +135,26 @@ def _scores_for(target: Path, sha256: str, settings: PruneSettings, path: Path |
     return found
 
 
+def _channels(target: Path, settings: PruneSettings, kept_layers: Sequence[int]) -> width.Channels | None:
+    """The channels that stay in the MLPs of the kept layers, by the target's activations; None where all stay."""
+    if settings.mlp_width is None:
+        return None
+    samples = calibration.load_samples(settings.calibration, settings.sequence_length)
+    text = calibration.take(samples, checkpoint.load_tokenizer(target), settings.calibration_tokens, settings)
+    model = checkpoint.load_model(target, settings.dtype, settings.device)
+    with progress("scoring channels", text.num_tokens, "tokens") as advance:
+        return width.strongest(width.channel_scores(model, text.batches, kept_layers, advance), settings.mlp_width)
+
+
 def _write(target: Path, made: DepthPlan, measured: Scores | None, run: Run, out: Path) -> DepthPlan:
     """Carries a plan out and publishes the checkpoint with plan.json, run.json and, where it scored, scores.json."""
     model = checkpoint.load_layers(target, made.kept_layers)
+    config = checkpoint.cut_config_of(target, made.kept_layers)
+    if made.kept_channels is not None:
+        model = width.narrow(model, made.kept_channels)
+        config["intermediate_size"] = len(made.kept_channels[0])
     with publish(out, stage=run.stage) as folder:
-        checkpoint.write_checkpoint(model, target, folder, checkpoint.cut_config_of(target, made.kept_layers))
+        checkpoint.write_checkpoint(model, target, folder, config)
         made.save(folder / plan.FILE)
         if measured is not None:
             write_text(folder / SCORES_FILE, measured.to_json())
@@ -164,6 +179,8 @@ def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | 
     """
     config = checkpoint.load_config(target)
     kept = decide(config.num_hidden_layers, settings)
+    if settings.mlp_width is not None:
+        width.check_width(config, settings.mlp_width)
     run = prune_run(target, settings, scores_path)
     sha256, measured, summary = run.identity["inputs"]["target"], None, {}
     if kept is None:
@@ -176,6 +193,7 @@ def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | 
         architecture=family_of(config).architecture,
         num_layers=config.num_hidden_layers,
         kept_layers=kept,
+        kept_channels=_channels(target, settings, kept),
         method=settings.method,
         scores=summary,
     )

@@ -54,8 +54,10 @@ class PruneSettings(CalibrationSettings):
     """Instead of ``keep``: how many layers go."""
     layers: tuple[int, ...] | None = None
     """Instead of ``keep``: exactly these layers stay (method ``explicit``)."""
+    mlp_width: Count | None = None
+    """How many channels of every MLP stay, those that add most on the calibration text; None for all."""
     calibration: tuple[Path, ...] = ()
-    """Texts (.jsonl records or plain text) for the methods that score."""
+    """Texts (.jsonl records or plain text) for the methods that score, and for ``mlp_width``."""
 
     @model_validator(mode="before")
     @classmethod

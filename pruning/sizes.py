@@ -53,15 +53,16 @@ def _attention(config: Any, family: Family) -> int:
     return 2 * hidden * query + 2 * hidden * key + biases + family.query_key_norm * 2 * head
 
 
-def sizes(config: Any, kept_layers: Sequence[int] | None = None) -> Sizes:
+def sizes(config: Any, kept_layers: Sequence[int] | None = None, mlp_width: int | None = None) -> Sizes:
     """Counts the parameters of a model, or of what is left of it when only ``kept_layers`` stay.
 
     Args:
         config: a transformers config of a known family.
         kept_layers: indices of the layers that stay; None for all.
+        mlp_width: channels of every MLP that stay; None for all.
     """
     family = family_of(config)
-    hidden, width = config.hidden_size, config.intermediate_size
+    hidden, width = config.hidden_size, mlp_width or config.intermediate_size
     mlp = 3 * hidden * width + _has(family.mlp_bias, config) * (2 * width + hidden)
     embeddings = config.vocab_size * hidden
     return Sizes(

@@ -4,6 +4,7 @@ import pytest
 
 from pruning.sizes import sizes
 from pruning.surgery import prune_depth
+from pruning.width import narrow
 
 from . import pico
 
@@ -19,6 +20,11 @@ def test_counts_equal_those_of_the_real_model(case, kept):
     assert counted.lm_head == (0 if case.config().tie_word_embeddings else model.lm_head.weight.numel())
     assert counted.work == counted.total - counted.embeddings - counted.lm_head + counted.lm_head_work
     assert counted.bytes(2) == 2 * counted.total
+
+
+def test_narrow_mlps_are_counted():
+    model = narrow(prune_depth(pico.LLAMA.model(), (1,)), ((0, 5, 9),))
+    assert sizes(pico.LLAMA.config(), (1,), 3).total == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_published_sizes():
