@@ -127,6 +127,7 @@ def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, 
         result.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - settings.spare_core)))
         result.setdefault("KMP_BLOCKTIME", "5")
         result.setdefault("KMP_TPAUSE", "0")
+        result.setdefault("UNDERSTUDY_FORKED_CORE", "on")  # server.in_engine.forked_core
     return {**result, **settings.environment}
 
 

@@ -51,6 +51,8 @@ def test_no_worker_process_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) 
     assert not in_process(extra_args=("--tensor-parallel-size", "2"))
     assert not in_process(extra_args=("--distributed-executor-backend=mp",))
     assert environment(settings(), {})["OMP_NUM_THREADS"] == "1"
+    assert environment(settings(), {})["UNDERSTUDY_FORKED_CORE"] == "on"
+    assert "UNDERSTUDY_FORKED_CORE" not in environment(settings(in_process=False), {})
     assert environment(settings(spare_core=False), {})["OMP_NUM_THREADS"] == "2"
     assert environment(settings(), {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
     monkeypatch.setattr("server.engine_command.usable_cores", lambda: 64)
