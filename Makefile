@@ -2,6 +2,7 @@
 # make test     installs what is missing, runs all tests
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
 # make results  the comparison on all held-out prompts → benchmarks/reference.json, RESULTS.md
+# make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make check    ruff, mypy, import contract
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 
-.PHONY: demo test test-build test-serving serve results check setup setup-dev clean
+.PHONY: demo test test-build test-serving serve results results-draft check setup setup-dev setup-suffix clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -34,6 +35,21 @@ results: setup
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out benchmarks/reference.json --set max_tokens=48 --set repeats=1
 	$(BIN)/python -m benchmarks.render
+
+LEVERS := build/levers
+
+results-draft: setup-suffix
+	$(RUN) build recipes/reference.yaml
+	$(RUN) sweep recipes/levers.yaml
+	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
+		--out $(LEVERS)/comparison.json --set 'drafts={sibling: $(LEVERS)/drafts/sibling-from-scratch}' \
+		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set 'concurrencies=[1, 2, 4, 8, 16]'
+	$(BIN)/python -m benchmarks.draft $(LEVERS)/sweep.json $(LEVERS)/comparison.json
+	$(BIN)/python -m benchmarks.render
+
+# Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.
+setup-suffix: setup
+	-$(BIN)/python -c 'import arctic_inference' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps arctic-inference==0.1.1
 
 test: setup-dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit

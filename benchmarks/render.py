@@ -54,11 +54,64 @@ def reference(record: dict[str, Any]) -> str:
     )
 
 
+LEVER_HEADS = (
+    "lever", "layers", "seconds", "positions", "overlap", "agree", "code T=0", "code T=1", "chat T=0", "chat T=1",
+    "greedy drafting, code T=1", "chat T=1", "predicted, code T=0", "chat T=0",
+)  # fmt: skip
+
+
+def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
+    """One lever's four rows as cells."""
+    by = {(row["kind"], row["temperature"]): row for row in rows}
+    first, tokens = rows[0], rows[0]["num_speculative_tokens"]
+    means = [f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in ("overlap", "agreement")]
+    spent = ["–" if first[name] is None else f"{first[name]:,.0f}" for name in ("train_seconds", "train_tokens")]
+    lengths = [f"{by[kind, t]['mean_acceptance_length']:.2f}" for kind in ("code", "chat") for t in (0.0, 1.0)]
+    greedy = [f"{by[kind, 1.0]['greedy_drafting_lengths'][tokens - 1]:.2f}" for kind in ("code", "chat")]
+    expected = [by[kind, 0.0]["predicted_speedup"] for kind in ("code", "chat")]
+    return [
+        first["lever"], ", ".join(map(str, first["kept_layers"])), *spent, *means, *lengths, *greedy,
+        *("–" if value is None else f"{value:.2f}" for value in expected),
+    ]  # fmt: skip
+
+
+def levers(record: dict[str, Any]) -> str:
+    """The section on the levers: what was trained alike, and what was served beside the chosen draft."""
+    judged = [row for row in record["rows"] if "num_positions" in row]
+    by_lever = [
+        [row for row in judged if row["lever"] == name] for name in dict.fromkeys(row["lever"] for row in judged)
+    ]
+    order = sorted(by_lever, key=lambda rows: -sum(row["mean_acceptance_length"] for row in rows))
+    lines = ["| " + " | ".join(LEVER_HEADS) + " |", "|" + "---|" * len(LEVER_HEADS)]
+    lines += ["| " + " | ".join(lever_cells(rows)) + " |" for rows in order]
+    served = [row for row in record["rows"] if "num_positions" not in row]
+    return "\n\n".join(
+        [
+            "## Levers",
+            "Command: `make results-draft` (file: `benchmarks/draft.json`). Every lever of `recipes/levers.yaml` changes the "
+            "reference recipe in one place and is trained on as many positions. Judged without an engine on the target's own "
+            "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
+            f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
+            "is the speed-up at one request that this length gives with the step costs that were measured for the served "
+            "draft; levers of another shape cost something else.",
+            "\n".join(lines),
+            "### Served beside other methods",
+            table(served),
+        ]
+    )
+
+
 def main() -> None:
     """Renders every section whose file is there."""
-    record = json.loads((FOLDER / "reference.json").read_text(encoding="utf-8"))
-    text = "# Results\n\nEvery number here is made by the command beside it.\n\n" + reference(record) + "\n"
-    write_text(FOLDER / "RESULTS.md", text)
+    sections = [
+        section(json.loads((FOLDER / name).read_text(encoding="utf-8")))
+        for name, section in (("reference.json", reference), ("draft.json", levers))
+        if (FOLDER / name).is_file()
+    ]
+    write_text(
+        FOLDER / "RESULTS.md",
+        "\n\n".join(["# Results", "Every number here is made by the command beside it.", *sections]) + "\n",
+    )
     print(f"{FOLDER.name}/RESULTS.md")
 
 

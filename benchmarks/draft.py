@@ -1,0 +1,79 @@
+"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft SWEEP.json COMPARISON.json``.
+
+A lever's rows come from ``understudy sweep``, which judges without an engine: they have acceptance, but no served speed. The
+comparison's rows have both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from stages.folders import write_text
+
+FILE = Path(__file__).parent / "draft.json"
+
+
+def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each lever, kind and temperature, with as many draft tokens as the comparison served at one request.
+
+    ``predicted_speedup`` is given for drafts of the served one's shape: theirs is the cost of a draft token that was measured.
+    """
+    tokens = (record["speculative_config"] or {}).get("num_speculative_tokens") or 1
+    shape = next(_shape(row) for row in sweep if not row["settings"])
+    rows = []
+    for row in sweep:
+        cost = _step(record, tokens) if _shape(row) == shape else None
+        for found in row["figures"]:
+            length = found["acceptance_lengths"][min(tokens, len(found["acceptance_lengths"])) - 1]
+            rows.append({
+                "lever": row["lever"], "method": "sibling" if _from_scratch(row) else "draft",
+                "kind": found["kind"], "temperature": found["temperature"], "concurrency": 1,
+                "num_speculative_tokens": tokens, "mean_acceptance_length": length,
+                "acceptance_rate": (length - 1) / tokens, "overlap": found["overlap"], "agreement": found["agreement"],
+                "acceptance_lengths": found["acceptance_lengths"],
+                "greedy_drafting_lengths": found["greedy_drafting_lengths"], "num_positions": found["positions"],
+                "kept_layers": row["kept_layers"], "train_seconds": row["train_seconds"], "train_tokens": row["train_tokens"],
+                "predicted_speedup": None if cost is None else length / cost, "speedup": None,
+            })  # fmt: skip
+    return rows
+
+
+def _from_scratch(row: dict[str, Any]) -> bool:
+    return bool(row["settings"].get("recover", {}).get("from_scratch"))
+
+
+def _shape(row: dict[str, Any]) -> tuple[int, Any]:
+    """What a draft costs by: layers, and width of their MLPs."""
+    return len(row["kept_layers"]), row["settings"].get("prune", {}).get("mlp_width")
+
+
+def _step(record: dict[str, Any], tokens: int) -> float | None:
+    """A speculative step at one request in plain steps, from the costs that ``choose`` read; None where it has none."""
+    costs = [cost for cost in (record["choice"] or {}).get("costs", []) if cost["concurrency"] == 1]
+    return costs[0]["verify"] + tokens * costs[0]["draft"] if costs else None
+
+
+def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
+    """The content of draft.json."""
+    budget = {row["lever"]: (row["train_seconds"], row["train_tokens"]) for row in sweep}
+    served = [
+        {**row, "lever": "recipe" if row["method"] == "draft" else None, "train_seconds": seconds, "train_tokens": tokens}
+        for row in record["rows"]
+        for seconds, tokens in [budget.get("sibling from scratch", (None, None)) if row["method"] == "sibling" else (None, None)]
+    ]  # fmt: skip
+    kept = ("settings", "inputs", "speculative_config", "versions", "hardware", "date", "git_revision", "choice")
+    return {"rows": [*lever_rows(sweep, record), *served], **{key: record[key] for key in kept}}
+
+
+def main(arguments: list[str]) -> None:
+    """Reads the two files and writes draft.json beside this module."""
+    sweep, record = (json.loads(Path(file).read_text(encoding="utf-8")) for file in arguments)
+    write_text(FILE, json.dumps(joined(sweep, record), indent=1) + "\n")
+    print(f"{FILE.parent.name}/{FILE.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

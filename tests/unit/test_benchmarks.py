@@ -1,0 +1,74 @@
+"""From measured files to draft.json and RESULTS.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.draft import joined
+from benchmarks.render import lever_cells, levers
+
+
+def swept(name: str, settings: dict[str, Any], layers: list[int], length: float) -> dict[str, Any]:
+    figures = [
+        {"kind": kind, "temperature": t, "positions": 100, "overlap": 0.5, "agreement": 0.4,
+         "acceptance_lengths": [1.5, length, length + 1], "greedy_drafting_lengths": [1.2, 1.3, 1.4]}
+        for kind in ("chat", "code") for t in (0.0, 1.0)
+    ]  # fmt: skip
+    return {
+        "lever": name, "settings": settings, "draft": "d", "kept_layers": layers, "train_seconds": 60.4, "train_tokens": 2000,
+        "figures": figures,
+    }  # fmt: skip
+
+
+def served(method: str) -> dict[str, Any]:
+    return {
+        "method": method, "kind": "code", "concurrency": 1, "temperature": 0.0, "rate": None, "output_tokens_per_s": 50.0,
+        "tpot_s": 0.02, "ttft_s": 0.05, "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6,
+        "speedup_without_loops": None, "acceptance_rate": None, "mean_acceptance_length": None, "identical_outputs": None,
+        "looping_outputs": 0.0, "predicted_speedup": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    sweep = [
+        swept("recipe", {}, [0, 6], 2.0),
+        swept("deeper", {"prune": {"layers": [0, 3, 6]}}, [0, 3, 6], 2.5),
+        swept("narrow", {"prune": {"mlp_width": 8}}, [0, 6], 1.7),
+        swept("sibling from scratch", {"recover": {"from_scratch": True}}, [0, 6], 1.6),
+    ]
+    record = dict.fromkeys(("settings", "inputs", "versions", "hardware", "date", "git_revision")) | {
+        "rows": [served(method) for method in ("plain", "sibling", "draft")],
+        "speculative_config": {"num_speculative_tokens": 2},
+        "choice": {"costs": [{"concurrency": 4, "verify": 9.0, "draft": 9.0}, {"concurrency": 1, "verify": 1.2, "draft": 0.1}]},
+    }  # fmt: skip
+    return joined(sweep, record)
+
+
+def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_where_the_shape_is_the_served_one(
+    result: dict[str, Any],
+) -> None:
+    rows = {
+        r["lever"]: r for r in result["rows"] if "num_positions" in r and (r["kind"], r["temperature"]) == ("code", 0.0)
+    }
+    assert {name: row["mean_acceptance_length"] for name, row in rows.items()} == {
+        "recipe": 2.0, "deeper": 2.5, "narrow": 1.7, "sibling from scratch": 1.6
+    }  # fmt: skip
+    assert rows["recipe"]["predicted_speedup"] == pytest.approx(2.0 / 1.4)
+    assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
+    assert rows["sibling from scratch"]["method"] == "sibling"
+    assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
+        ("plain", None, None), ("sibling", None, 60.4), ("draft", "recipe", None)
+    ]  # fmt: skip
+
+
+def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict[str, Any]) -> None:
+    text = levers(result)
+    assert text.index("| deeper |") < text.index("| recipe |") < text.index("| narrow |")
+    assert "| sibling | code | 1 | 0 | 50 |" in text
+    rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
+    assert lever_cells(rows) == [
+        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.43", "1.43"
+    ]  # fmt: skip
