@@ -51,6 +51,8 @@ class DistillSettings(Settings):
         url: base address of an OpenAI-compatible server with the target, for ``backend: url``.
         model: the name that server gives the target.
         concurrency: requests in flight.
+        answerer: a draft that answers in the target's place: what it would say itself, to be trained on with the target's logits
+            (on-policy, arXiv 2306.13649).
         mixture: share of the prompts by mode; shares count relative to their sum. Modes other than ``direct`` need
             prompts with a ``reference``.
     """
@@ -65,6 +67,7 @@ class DistillSettings(Settings):
     model: str = "target"
     concurrency: int = Field(default=128, ge=1)
     max_model_len: int = Field(default=512, ge=16)
+    answerer: Path | None = None
     mixture: dict[Mode, Annotated[float, Field(gt=0)]] = Field(default={"direct": 1.0}, min_length=1)
 
 
@@ -137,15 +140,16 @@ def read_data(path: Path) -> list[dict[str, Any]]:
 class Writer:
     """Appends answers to the data file, each line flushed."""
 
-    def __init__(self, path: Path, done: Sequence[dict[str, Any]], target_hash: str):
+    def __init__(self, path: Path, done: Sequence[dict[str, Any]], target_hash: str, answerer: str | None = None):
         write_text(path, "".join(json.dumps(record) + "\n" for record in done))
         with storage_errors(path):
             self._file = path.open("a", encoding="utf-8")
         self._path, self._target_hash = path, target_hash
+        self._more = {} if answerer is None else {"answerer_sha256": answerer}
 
     def write(self, asked: Asked, answer: str, finish_reason: str | None) -> None:
         """Writes one line; StorageError when the disk is full."""
-        record = record_of(asked, answer, finish_reason, self._target_hash)
+        record = {**record_of(asked, answer, finish_reason, self._target_hash), **self._more}
         with storage_errors(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -202,12 +206,12 @@ def _from_server(
 
 
 def _from_transformers(
-    target: Path, groups: Sequence[list[Asked]], settings: DistillSettings, writer: Writer, advance: Advance
+    asked_model: Path, groups: Sequence[list[Asked]], settings: DistillSettings, writer: Writer, advance: Advance
 ) -> None:
     """Generates in this process, on a GPU if there is one, in batches of ``concurrency`` padded on the left."""
     import torch
 
-    model, tokenizer = load_target(target)
+    model, tokenizer = load_target(asked_model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -275,23 +279,29 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     prompts = draw(everything, settings.max_prompts, settings.seed)
     target_hash = checkpoint_hash(target)
     inputs = {"target": target_hash, "prompts": prompts_hash(prompts)}
+    answerer = checkpoint_hash(settings.answerer) if settings.answerer else None
+    if answerer:
+        inputs["answerer"] = answerer
     run = Run("distill", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return
     with publish(out, keep_partial=True, stage=run.stage) as folder:
         done = read_data(folder / DATA) if run.is_current(folder) else []
         run.write(folder)
-        writer = Writer(folder / DATA, done, target_hash)
+        writer = Writer(folder / DATA, done, target_hash, answerer)
+        asked = settings.answerer or target
         groups = to_ask(prompts, settings, {record["place"] for record in done})
         try:
             given = write_references(prompts, settings, {record["place"] for record in done}, writer)
-            with progress("answers of the target", len(prompts), "prompts", done=len(done) + given) as advance:
+            with progress(
+                f"answers of the {'draft' if answerer else 'target'}", len(prompts), "prompts", done=len(done) + given
+            ) as advance:
                 if not groups:
                     pass
                 elif settings.backend == "transformers":
-                    _from_transformers(target, groups, settings, writer, advance)
+                    _from_transformers(asked, groups, settings, writer, advance)
                 else:
-                    with target_server(target, settings, folder / "engine.log") as (url, model):
+                    with target_server(asked, settings, folder / "engine.log") as (url, model):
                         _from_server(url, model, groups, settings, writer, advance)
         finally:
             writer.close()

@@ -21,7 +21,7 @@ from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_ove
 from drafts.packaging import package
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, write_checkpoint
-from pruning.plan import load_plan, read_json
+from pruning.plan import DepthPlan, load_plan, read_json
 from stages.errors import InputError
 from stages.folders import publish, storage_errors
 from stages.hashing import checkpoint_hash, file_hash
@@ -40,6 +40,7 @@ class RecoverSettings(Settings):
         ce_weight: weight of cross-entropy on the target's tokens.
         reverse_kl_weight: weight of KL(draft || target).
         overlap_weight: weight of -log of the chance that a draft token is accepted.
+        start: a draft of the same plan to begin with instead of the kept layers, for another round of training.
         from_scratch: train new weights of the pruned model's shape instead of the kept layers: an unpruned sibling, to
             compare with.
         prompt_weight: weight of prompt positions in the loss (answers count 1); 0 leaves them out.
@@ -54,6 +55,7 @@ class RecoverSettings(Settings):
     ce_weight: float = Field(default=0.0, ge=0)
     reverse_kl_weight: float = Field(default=0.0, ge=0)
     overlap_weight: float = Field(default=0.0, ge=0)
+    start: Path | None = None
     from_scratch: bool = False
     prompt_weight: float = Field(default=0.5, ge=0)
     tokens: int = Field(default=6_000_000, ge=1)
@@ -177,7 +179,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             raise InputError("recover: runs in one process; start it without 'accelerate launch'")
         torch.manual_seed(settings.seed)
-        model, self.tokenizer = load_target(pruned, dtype="float32")
+        model, self.tokenizer = load_target(settings.start or pruned, dtype="float32")
         if settings.from_scratch:
             model = type(model)(model.config)
         if self.accelerator.device.type == "cpu":
@@ -298,6 +300,20 @@ def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
     return records
 
 
+def check_start(start: Path, pruned: Path, plan: DepthPlan) -> None:
+    """Refuses to begin with a draft of another plan; InputError."""
+    found = load_plan(start)
+    if (found.target_sha256, found.kept_layers, found.kept_channels) != (
+        plan.target_sha256,
+        plan.kept_layers,
+        plan.kept_channels,
+    ):
+        raise InputError(
+            f"recover: start {start} keeps layers {list(found.kept_layers)}, {pruned} keeps {list(plan.kept_layers)}; give a "
+            "draft that was recovered from this pruned model"
+        )
+
+
 def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings) -> None:
     """Trains the pruned model on the target's answers and writes the draft's checkpoint to ``out``.
 
@@ -312,7 +328,12 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     target_hash = checkpoint_hash(target)
     plan.check_target(target_hash, str(pruned / "plan.json"))
     records = read_answers(data, target_hash)
+    if settings.ce_weight > 0 and any("answerer_sha256" in record for record in records):
+        raise InputError(f"{data / DATA}: a draft's own answers teach nothing as labels; set ce_weight to 0")
     inputs = {"target": target_hash, "pruned": checkpoint_hash(pruned), "data": file_hash(data / DATA)}
+    if settings.start:
+        check_start(settings.start, pruned, plan)
+        inputs["start"] = checkpoint_hash(settings.start)
     run = Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return

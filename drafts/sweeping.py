@@ -38,13 +38,20 @@ class Lever(Settings):
     Attributes:
         prune, distill, recover: settings that differ from the recipe's. Naming layers or their number replaces what the recipe
             says about them.
+        after: a lever whose draft answers the prompts and is trained further, on its own answers.
         merge: instead: two other levers, whose drafts are merged.
     """
 
     prune: dict[str, Any] = Field(default_factory=dict)
     distill: dict[str, Any] = Field(default_factory=dict)
     recover: dict[str, Any] = Field(default_factory=dict)
+    after: str | None = None
     merge: tuple[str, str] | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The levers whose drafts it needs."""
+        return self.merge or ((self.after,) if self.after else ())
 
 
 class Sweep(Settings):
@@ -62,6 +69,9 @@ class Sweep(Settings):
     answers: DistillSettings = DistillSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
+
+SPENT = ("train_seconds", "train_tokens")
+"""What a lever that continues another one has spent together with it."""
 
 HOW_MANY = {"keep", "remove", "layers", "method"}
 
@@ -84,6 +94,16 @@ def varied(recipe: Recipe, name: str, lever: Lever) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
+def continued(recipe: Recipe, draft: Path | None) -> Recipe:
+    """The recipe with a draft that is trained further on what it says itself; unchanged without one."""
+    if draft is None:
+        return recipe
+    distilling = recipe.distill.model_copy(update={"answerer": draft})
+    return recipe.model_copy(
+        update={"distill": distilling, "recover": recipe.recover.model_copy(update={"start": draft})}
+    )
+
+
 def read_sweep(path: Path) -> tuple[Sweep, Recipe]:
     """Reads a sweep file and its recipe, and refuses what can be refused before any work."""
     sweep = read_yaml(path, Sweep)
@@ -92,10 +112,10 @@ def read_sweep(path: Path) -> tuple[Sweep, Recipe]:
     recipe = recipe.model_copy(update={"recover": budget})
     for name, lever in sweep.levers.items():
         varied(recipe, name, lever)
-        for parent in lever.merge or ():
-            if parent not in sweep.levers or sweep.levers[parent].merge:
-                known = ", ".join(other for other, found in sweep.levers.items() if not found.merge)
-                raise InputError(f"{path}: lever {name!r} merges {parent!r}; give two of {known}")
+        for parent in lever.parents:
+            if parent not in sweep.levers or sweep.levers[parent].parents:
+                known = ", ".join(other for other, found in sweep.levers.items() if not found.parents)
+                raise InputError(f"{path}: lever {name!r} starts from {parent!r}; it can start from {known}")
     check_recipe(recipe)
     return sweep, recipe
 
@@ -158,16 +178,18 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
     distill(recipe.target, recipe.prompts.validation, answers, sweep.answers)
     drafts: dict[str, Path] = {}
     rows: list[dict[str, Any]] = []
-    in_order = sorted(sweep.levers.items(), key=lambda item: item[1].merge is not None)
+    in_order = sorted(sweep.levers.items(), key=lambda item: bool(item[1].parents))
     for number, (name, lever) in enumerate(in_order, 1):
         log(f"[{number}/{len(in_order)}] {name}")
         if lever.merge:
             drafts[name] = stages.merged(recipe, *(drafts[parent] for parent in lever.merge))
         else:
-            drafts[name] = stages.draft(varied(recipe, name, lever))
+            drafts[name] = stages.draft(continued(varied(recipe, name, lever), drafts.get(lever.after or "")))
         link(drafts[name], sweep.out / "drafts" / slug(name))
         figures = evaluate(recipe.target, drafts[name], answers, None, sweep.evaluate)
-        rows.append(row_of(name, lever, drafts[name], figures))
+        row = row_of(name, lever, drafts[name], figures)
+        before = next((found for found in rows if found["lever"] == lever.after), None)
+        rows.append(row if before is None else {**row, **{key: before[key] + row[key] for key in SPENT}})
         write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows
 

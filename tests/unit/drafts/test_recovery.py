@@ -161,3 +161,32 @@ def test_a_sibling_starts_from_new_weights_of_the_same_shape(made: dict[str, Pat
     for (name, ours), theirs in zip(sibling.named_parameters(), pruned.parameters(), strict=True):
         assert ours.shape == theirs.shape
         assert "norm" in name or not torch.allclose(ours, theirs, atol=1e-2)
+
+
+def test_another_round_starts_from_a_draft_and_trains_on_what_it_says(made: dict[str, Path], tmp_path: Path) -> None:
+    run(made, tmp_path / "first", RECOVER.model_copy(update={"tokens": 1000}))
+    own = {"answerer": tmp_path / "first", "temperatures": (0.0,)}
+    distill(made["target"], made["prompts"], tmp_path / "own", DISTILL.model_copy(update=own))
+    records = read_data(tmp_path / "own" / DATA)
+    assert {r["answerer_sha256"] for r in records} == {checkpoint_hash(tmp_path / "first")}
+    assert {r["target_sha256"] for r in records} == {checkpoint_hash(made["target"])}
+    model, tokenizer = load_target(tmp_path / "first")
+    ids = tokenizer(records[0]["prompt"], return_tensors="pt")["input_ids"]
+    said = model.generate(ids, max_new_tokens=DISTILL.max_tokens, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(said, skip_special_tokens=True) == records[0]["answer"]
+    still = {"tokens": 1, "learning_rate": 1e-9, "adam_learning_rate": 1e-9, "start": tmp_path / "first"}
+    recover(made["target"], made["pruned"], tmp_path / "own", tmp_path / "second", RECOVER.model_copy(update=still))
+    for ours, theirs in zip(load_model(tmp_path / "second").parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
+
+
+def test_rounds_that_make_no_sense_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    prune(made["target"], tmp_path / "other", PruneSettings(keep=1))
+    start = RECOVER.model_copy(update={"start": tmp_path / "other"})
+    with pytest.raises(InputError, match=r"keeps layers \[0\], .* keeps \[0, 4\]; give a draft"):
+        run(made, tmp_path / "out", start)
+    own = DISTILL.model_copy(update={"answerer": made["pruned"], "max_prompts": 4})
+    distill(made["target"], made["prompts"], tmp_path / "own", own)
+    with pytest.raises(InputError, match="set ce_weight to 0"):
+        settings = RECOVER.model_copy(update={"ce_weight": 1.0})
+        recover(made["target"], made["pruned"], tmp_path / "own", tmp_path / "out", settings)

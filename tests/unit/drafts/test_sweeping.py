@@ -51,13 +51,15 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
         "base": {},
         "other seed": {"recover": {"seed": 1}},
         "one layer": {"prune": {"method": "first", "keep": 1}},
+        "on its own": {"after": "base"},
     }
     rows = {row["lever"]: row for row in run_sweep(write(place, levers))}
     assert rows.keys() == levers.keys()
     assert rows["base"]["kept_layers"] == rows["merged"]["kept_layers"] == [0, 3]
     assert rows["one layer"]["kept_layers"] == [0]
     stages = [folder.name.split("-")[0] for folder in (place / "out" / "stages").iterdir()]
-    assert sorted(stages) == ["data", "draft", "draft", "draft", "merged", "pruned", "pruned"]
+    assert sorted(stages) == ["data", "data", "draft", "draft", "draft", "draft", "merged", "pruned", "pruned"]
+    assert rows["on its own"]["train_tokens"] >= 1200, "both rounds"
     for row in rows.values():
         assert {(f["kind"], f["temperature"]) for f in row["figures"]} == {
             (kind, t) for kind in ("code", "chat") for t in (0.0, 1.0)
@@ -80,8 +82,9 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
     [
         ({"a": {"recover": {"kl_wait": 1}}}, "lever 'a', recover: unknown key 'kl_wait': did you mean 'kl_weight'"),
         ({"a": {"prune": {"keep": 1, "remove": 2, "method": "first"}}}, "give one of keep, remove and layers"),
-        ({"a": {}, "b": {"merge": ["a", "c"]}}, "lever 'b' merges 'c'; give two of a"),
+        ({"a": {}, "b": {"merge": ["a", "c"]}}, "lever 'b' starts from 'c'; it can start from a"),
         ({"a": {"distil": {}}}, "did you mean 'distill'"),
+        ({"a": {}, "b": {"after": "a"}, "c": {"after": "b"}}, "lever 'c' starts from 'b'; it can start from a"),
         ({}, "at least 1"),
     ],
 )
