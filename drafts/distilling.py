@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ class DistillSettings(Settings):
     """How the target answers the training prompts.
 
     Attributes:
-        temperatures: prompt i is answered at ``temperatures[i % len]``; use what will be served.
+        temperatures: prompt i of its kind is answered at ``temperatures[i % len]``; use what will be served.
         kinds: only prompts of these kinds; all when not given.
         max_prompts: a seeded sample of the file; all of it when not given.
         backend: ``vllm`` starts the engine here; ``transformers`` generates in this process; ``url`` asks a server.
@@ -178,10 +179,10 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
 
 def to_ask(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int]) -> list[list[Asked]]:
     """What is still to be answered, one list for each temperature; a resumed run asks what the first would have."""
-    count = len(settings.temperatures)
+    of_kind: defaultdict[str, Iterator[float]] = defaultdict(lambda: cycle(settings.temperatures))
     todo = [
-        Asked(place, prompt, settings.temperatures[place % count], settings.seed + place, mode)
-        for place, prompt in enumerate(prompts)
+        Asked(place, prompt, temperature, settings.seed + place, mode)
+        for place, prompt, temperature in [(i, p, next(of_kind[p.kind])) for i, p in enumerate(prompts)]
         if place not in done and (mode := mode_of(prompt, settings.mixture)) != "reference"
     ]
     return [group for t in dict.fromkeys(settings.temperatures) if (group := [a for a in todo if a.temperature == t])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,14 @@ def test_a_resumed_run_asks_only_what_is_missing() -> None:
     every = [asked for group in to_ask(found, settings, set()) for asked in group]
     left = [asked for group in to_ask(found, settings, {every[0].place}) for asked in group]
     assert 0 < len(every) < len(LINES)
-    assert {asked.place for asked in left} == {asked.place for asked in every} - {every[0].place}
+    assert left == every[1:]
+
+
+def test_every_kind_is_asked_at_every_temperature_even_where_kinds_alternate() -> None:
+    found = [Prompt(prompt=str(i), kind=("code", "chat")[i % 2]) for i in range(8)]
+    asked = [one for group in to_ask(found, DistillSettings(temperatures=(0.0, 1.0)), set()) for one in group]
+    counts = Counter((one.prompt.kind, one.temperature) for one in asked)
+    assert counts == {(kind, t): 2 for kind in ("code", "chat") for t in (0.0, 1.0)}
 
 
 def test_only_the_wanted_kinds_are_asked(target: Path, tmp_path: Path) -> None:
