@@ -1,8 +1,9 @@
 """A vLLM plugin that forks the engine's core process from its front end instead of starting a fresh interpreter.
 
 Nearly all of an engine's start is imports, and both processes import the same: on a CPU vLLM asks for ``spawn``, which does it
-twice. At the time of the fork the front end has run no model and holds no thread of computation. It does listen already, so
-the core closes what it inherits of that: otherwise the port would look alive after the front end is gone.
+twice. At the time of the fork the front end has run no model and holds no thread of computation. It has bound its port already,
+and its event loop is woken by signals through a descriptor; the core lets go of both. Otherwise the port would look alive after
+the front end is gone, and a signal to the core would reach the front end too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 
 SWITCH = "UNDERSTUDY_FORKED_CORE"
@@ -30,17 +32,27 @@ def register() -> None:
         _log.warning("the core process is started as installed: %r", error)
         return
     launching.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
-    os.register_at_fork(after_in_child=close_listening)
+    os.register_at_fork(after_in_child=let_go)
 
 
-def close_listening() -> None:
-    """Closes every listening socket of this process."""
+def let_go() -> None:
+    """Closes this process's own copies of sockets that listen or will, and keeps its signals to itself."""
+    signal.set_wakeup_fd(-1)
     for name in os.listdir("/proc/self/fd"):
-        number = int(name)
         try:
-            own = socket.socket(fileno=os.dup(number))
+            found = socket.socket(fileno=int(name))
         except OSError:  # no socket, or gone by now
             continue
-        with own:
-            if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                os.close(number)
+        serves = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
+        if serves and not _has_peer(found):
+            found.close()
+        else:
+            found.detach()
+
+
+def _has_peer(found: socket.socket) -> bool:
+    try:
+        found.getpeername()
+    except OSError:
+        return False
+    return True

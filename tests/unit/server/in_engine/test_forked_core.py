@@ -3,40 +3,61 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import socket
 import subprocess
 import sys
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 
 import pytest
 
-from server.in_engine.forked_core import SWITCH, close_listening
+from server.in_engine.forked_core import SWITCH, let_go
 
 
-def hold(ready: Event, done: Event) -> None:
-    close_listening()
-    ready.set()
-    done.wait(30)
+def hold(pipe: Connection) -> None:
+    """What the core does after the fork; tells its open descriptors before and after, and where signals went."""
+    before = len(os.listdir("/proc/self/fd"))
+    woken = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(woken)
+    let_go()
+    pipe.send((before, len(os.listdir("/proc/self/fd")), woken, signal.set_wakeup_fd(-1)))
+    pipe.recv()
 
 
-def test_a_child_that_lives_on_does_not_keep_the_port_alive() -> None:
+def test_a_child_that_lives_on_keeps_neither_the_port_nor_the_signals_of_its_parent() -> None:
+    """As in vLLM: the parent binds, forks, and listens only then."""
     fork = multiprocessing.get_context("fork")
-    ready, done = fork.Event(), fork.Event()
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = listening.getsockname()[1]
-    child = fork.Process(target=hold, args=(ready, done))
-    child.start()
+    ours, theirs = fork.Pipe()
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    address = bound.getsockname()
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    previous = signal.set_wakeup_fd(writing.fileno())
+    child = fork.Process(target=hold, args=(theirs,))
     try:
-        assert ready.wait(30)
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        child.start()
+    finally:
+        signal.set_wakeup_fd(previous)
+    try:
+        assert ours.poll(30)
+        before, after, woken, left = ours.recv()
+        assert after == before - 1
+        assert woken == writing.fileno()
+        assert left == -1
+        bound.listen()
+        with socket.create_connection(address, timeout=5):
             pass
-        listening.close()
+        bound.close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
+            socket.create_connection(address, timeout=5)
         assert child.is_alive()
     finally:
-        done.set()
+        ours.send("done")
         child.join()
+        reading.close()
+        writing.close()
 
 
 @pytest.mark.parametrize("value", ["", "off"])
@@ -44,3 +65,14 @@ def test_an_engine_that_is_not_asked_to_fork_is_left_alone(value: str) -> None:
     code = "import server.in_engine.forked_core as f, sys; f.register(); print('vllm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env={SWITCH: value}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_an_engine_that_is_asked_to_fork_starts_its_core_so() -> None:
+    """With vLLM's own module, as installed."""
+    code = (
+        "import server.in_engine.forked_core as f; f.register(); import vllm.v1.engine.utils as u; "
+        "print('method', u.get_mp_context().get_start_method())"
+    )
+    environment = {**os.environ, SWITCH: "on", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "method fork" in done.stdout
