@@ -43,8 +43,9 @@ results-draft: setup-suffix
 	$(RUN) build recipes/reference.yaml
 	$(RUN) sweep recipes/levers.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out $(LEVERS)/comparison.json --set 'drafts={sibling: $(LEVERS)/drafts/sibling-from-scratch}' \
-		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set 'concurrencies=[1, 2, 4, 8, 16]'
+		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch}' \
+		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set block_size=16 \
+		--set 'concurrencies=[1, 2, 4, 8, 16]'
 	$(BIN)/python -m benchmarks.draft $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
 

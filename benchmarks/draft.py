@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stages.errors import InputError
 from stages.folders import write_text
+
+SPENT = ("train_seconds", "train_tokens")
 
 FILE = Path(__file__).parent / "draft.json"
 
@@ -22,7 +25,12 @@ def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict
     ``predicted_speedup`` is given for drafts of the served one's shape: theirs is the cost of a draft token that was measured.
     """
     tokens = (record["speculative_config"] or {}).get("num_speculative_tokens") or 1
-    shape = next(_shape(row) for row in sweep if not row["settings"])
+    plain = [row for row in sweep if not row["settings"]]
+    if not plain:
+        raise InputError(
+            "the sweep has no lever without settings, which is the recipe itself; add one, e.g. recipe: {}"
+        )
+    shape = _shape(plain[0])
     rows = []
     for row in sweep:
         cost = _step(record, tokens) if _shape(row) == shape else None
@@ -58,13 +66,23 @@ def _step(record: dict[str, Any], tokens: int) -> float | None:
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
     """The content of draft.json."""
-    budget = {row["lever"]: (row["train_seconds"], row["train_tokens"]) for row in sweep}
-    served = [
-        {**row, "lever": "recipe" if row["method"] == "draft" else None, "train_seconds": seconds, "train_tokens": tokens}
-        for row in record["rows"]
-        for seconds, tokens in [budget.get("sibling from scratch", (None, None)) if row["method"] == "sibling" else (None, None)]
-    ]  # fmt: skip
-    kept = ("settings", "inputs", "speculative_config", "versions", "hardware", "date", "git_revision", "choice")
+    swept = {"sibling": "sibling from scratch", "recipe": "recipe"}
+    spent = {row["lever"]: row for row in sweep}
+    served = []
+    for row in record["rows"]:
+        trained = spent.get(swept.get(row["method"], ""), {})
+        served.append({**row, "lever": trained.get("lever"), **{key: trained.get(key) for key in SPENT}})
+    kept = (
+        "settings",
+        "inputs",
+        "speculative_config",
+        "versions",
+        "hardware",
+        "date",
+        "git_revision",
+        "choice",
+        "enforce_eager",
+    )
     return {"rows": [*lever_rows(sweep, record), *served], **{key: record[key] for key in kept}}
 
 

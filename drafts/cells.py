@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,16 +79,23 @@ def blocks_of(
     """Every condition's prompts in blocks, all of it ``repeats`` times with other seeds.
 
     Args:
-        block_size: prompts of a block; a condition with more requests at a time has that many, or it would never have them.
+        block_size: prompts of a block, rounded up to whole waves of a condition's requests at a time, or there would not be as many
+            under way as it says; what is left over at the end joins the last block.
     """
     return [
-        Block(condition, tuple(chosen[start : start + size]), seed + 10_000 * repeat + start, repeat)
+        Block(condition, part, seed + 10_000 * repeat + start, repeat)
         for repeat in range(repeats)
         for condition in conditions
-        for chosen in [[prompt for prompt in prompts if prompt.kind == condition.kind]]
-        for size in [max(block_size, condition.concurrency)]
-        for start in range(0, len(chosen), size)
+        for start, part in _parts([p for p in prompts if p.kind == condition.kind], condition.concurrency, block_size)
     ]
+
+
+def _parts(prompts: Sequence[Prompt], concurrency: int, block_size: int) -> Iterator[tuple[int, tuple[Prompt, ...]]]:
+    """(place of its first prompt, prompts) of every block of one condition."""
+    size = math.ceil(block_size / concurrency) * concurrency
+    starts = list(range(0, max(len(prompts) - concurrency, 0) + 1, size)) or [0]
+    for start, end in zip(starts, [*starts[1:], len(prompts)], strict=True):
+        yield start, tuple(prompts[start:end])
 
 
 def run_cells(

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, cycle
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drafts.client import Answer, Sampling, ask_all
 from drafts.encoding import fitting, prompt_ids
@@ -70,6 +70,13 @@ class DistillSettings(Settings):
     max_model_len: int = Field(default=512, ge=16)
     answerer: Path | None = None
     mixture: dict[Mode, Annotated[float, Field(gt=0)]] = Field(default={"direct": 1.0}, min_length=1)
+
+    @model_validator(mode="after")
+    def _answerer_is_started_here(self) -> Self:
+        """Refuses an answerer beside a server, which answers with whatever it has."""
+        if self.answerer is not None and self.backend == "url":
+            raise ValueError("answerer: a draft is started here; use backend 'vllm' or 'transformers' with it")
+        return self
 
 
 @dataclass(frozen=True)

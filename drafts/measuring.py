@@ -146,7 +146,8 @@ def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Blo
     """At the first concurrency a sample of every kind, each prompt by itself; at the others waves of all prompts, mixed.
 
     The requests of a wave are sent at once: one that came later would have its prompt read between two steps of the others,
-    which would count as a longer step. Few prompts are asked again with other seeds, so that a wave is full.
+    which would count as a longer step. Few prompts are asked again with other seeds, so that a wave is full. With a draft the
+    wave thins out as answers end at different steps, plain's ends at once: steps with a draft come out a little too short.
     """
     first, *others = settings.concurrencies
     alone = sample(list(prompts), settings.prompts_per_kind, settings.seed)

@@ -64,11 +64,9 @@ def check_parents(target_hash: str, first: Path, second: Path) -> None:
     plans = [load_plan(parent) for parent in (first, second)]
     for parent, plan in zip((first, second), plans, strict=True):
         plan.check_target(target_hash, str(parent / "plan.json"))
-    if plans[0].kept_layers != plans[1].kept_layers:
-        raise InputError(
-            f"{second}: keeps layers {list(plans[1].kept_layers)}, {first} keeps {list(plans[0].kept_layers)}; only recoveries of "
-            "the same pruned model can be merged"
-        )
+    plans[1].check_same_parts(
+        plans[0], str(second), str(first), "only recoveries of the same pruned model can be merged"
+    )
 
 
 def merge(target: Path, first: Path, second: Path, out: Path, settings: MergeSettings) -> None:

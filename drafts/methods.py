@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.asking import NO_ANSWER, open_directly
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine
 from server.engine_command import cpu_build_installed, in_process_by_default
@@ -101,10 +102,12 @@ class Serving:
             body = json.dumps({"method": "forget_suffixes"}).encode()
             request = urllib.request.Request(f"{url}/collective_rpc", body, {"Content-Type": "application/json"})
             try:
-                with urllib.request.urlopen(request, timeout=30):
+                with open_directly(request, timeout_s=30):
                     pass
-            except OSError as error:
-                raise EngineError(f"the cache of {name!r} could not be emptied: {error}") from error
+            except NO_ANSWER as error:
+                raise EngineError(
+                    f"the engine of {name!r} did not empty its cache of answers ({error}); see its log in engine-logs"
+                ) from error
 
 
 FORGETTING = {

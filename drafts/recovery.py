@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from drafts.distilling import DATA, read_data
@@ -21,7 +21,7 @@ from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_ove
 from drafts.packaging import package
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, write_checkpoint
-from pruning.plan import DepthPlan, load_plan, read_json
+from pruning.plan import load_plan, read_json
 from stages.errors import InputError
 from stages.folders import publish, storage_errors
 from stages.hashing import checkpoint_hash, file_hash
@@ -73,6 +73,13 @@ class RecoverSettings(Settings):
     checkpoint_every_s: float = Field(default=120.0, gt=0)
     teacher_cache_gib: float = Field(default=2.0, ge=0)
     check_share: float = Field(default=0.03, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        """Refuses two places to begin at."""
+        if self.start is not None and self.from_scratch:
+            raise ValueError("start and from_scratch exclude each other: give one of them")
+        return self
 
     @property
     def judges_by_logits(self) -> bool:
@@ -300,20 +307,6 @@ def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
     return records
 
 
-def check_start(start: Path, pruned: Path, plan: DepthPlan) -> None:
-    """Refuses to begin with a draft of another plan; InputError."""
-    found = load_plan(start)
-    if (found.target_sha256, found.kept_layers, found.kept_channels) != (
-        plan.target_sha256,
-        plan.kept_layers,
-        plan.kept_channels,
-    ):
-        raise InputError(
-            f"recover: start {start} keeps layers {list(found.kept_layers)}, {pruned} keeps {list(plan.kept_layers)}; give a "
-            "draft that was recovered from this pruned model"
-        )
-
-
 def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings) -> None:
     """Trains the pruned model on the target's answers and writes the draft's checkpoint to ``out``.
 
@@ -332,7 +325,10 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         raise InputError(f"{data / DATA}: a draft's own answers teach nothing as labels; set ce_weight to 0")
     inputs = {"target": target_hash, "pruned": checkpoint_hash(pruned), "data": file_hash(data / DATA)}
     if settings.start:
-        check_start(settings.start, pruned, plan)
+        before = load_plan(settings.start)
+        before.check_target(target_hash, str(settings.start))
+        advice = "give a draft that was recovered from this pruned model"
+        before.check_same_parts(plan, f"start {settings.start}", str(pruned), advice)
         inputs["start"] = checkpoint_hash(settings.start)
     run = Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):

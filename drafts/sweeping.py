@@ -20,8 +20,10 @@ from drafts.distilling import DistillSettings, distill
 from drafts.evaluating import EvaluateSettings, Figures, evaluate
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import RecoverSettings, recover
+from pruning.checkpoint import load_config
 from pruning.plan import load_plan
-from pruning.prune import PruneSettings, prune, prune_run
+from pruning.prune import PruneSettings, decide, prune, prune_run
+from pruning.width import check_width
 from stages.errors import InputError
 from stages.folders import storage_errors, write_text
 from stages.hashing import value_hash
@@ -110,12 +112,31 @@ def read_sweep(path: Path) -> tuple[Sweep, Recipe]:
     recipe = read_recipe(path.resolve().parent / sweep.recipe)
     budget = validate(RecoverSettings, {**recipe.recover.model_dump(), **sweep.recover}, f"{path}, recover")
     recipe = recipe.model_copy(update={"recover": budget})
+    config, places = load_config(recipe.target), dict[str, str]()
     for name, lever in sweep.levers.items():
-        varied(recipe, name, lever)
+        own = varied(recipe, name, lever)
+        decide(config.num_hidden_layers, own.prune)
+        if own.prune.mlp_width is not None:
+            check_width(config, own.prune.mlp_width)
+        other = places.setdefault(slug(name), name)
+        if other != name or not slug(name):
+            raise InputError(
+                f"{path}: lever {name!r} has the folder {slug(name)!r}, as has {other!r}; give it another name"
+            )
         for parent in lever.parents:
             if parent not in sweep.levers or sweep.levers[parent].parents:
                 known = ", ".join(other for other, found in sweep.levers.items() if not found.parents)
                 raise InputError(f"{path}: lever {name!r} starts from {parent!r}; it can start from {known}")
+        if lever.after:
+            earlier = varied(recipe, lever.after, sweep.levers[lever.after])
+            if own.prune != earlier.prune:
+                raise InputError(
+                    f"{path}: lever {name!r} keeps other parts than {lever.after!r}; give both the same 'prune'"
+                )
+            if own.recover.ce_weight > 0:
+                raise InputError(
+                    f"{path}: lever {name!r}: a draft's own answers teach nothing as labels; set ce_weight to 0"
+                )
     check_recipe(recipe)
     return sweep, recipe
 

@@ -79,6 +79,18 @@ class DepthPlan(Settings):
                 "make a new plan for this target, or give the target that the plan names"
             )
 
+    def check_same_parts(self, other: DepthPlan, source: str, other_source: str, advice: str) -> None:
+        """Refuses another plan that keeps other layers, or other channels of them.
+
+        Raises:
+            InputError: with what differs, and ``advice``.
+        """
+        ours, theirs = list(self.kept_layers), list(other.kept_layers)
+        if ours != theirs:
+            raise InputError(f"{source}: keeps layers {ours}, {other_source} keeps {theirs}; {advice}")
+        if self.kept_channels != other.kept_channels:
+            raise InputError(f"{source}: keeps other channels of the MLPs than {other_source}; {advice}")
+
     def save(self, path: Path) -> None:
         """Writes the plan as JSON."""
         write_text(path, self.model_dump_json(indent=2) + "\n")

@@ -39,8 +39,10 @@ def result() -> dict[str, Any]:
         swept("narrow", {"prune": {"mlp_width": 8}}, [0, 6], 1.7),
         swept("sibling from scratch", {"recover": {"from_scratch": True}}, [0, 6], 1.6),
     ]
-    record = dict.fromkeys(("settings", "inputs", "versions", "hardware", "date", "git_revision")) | {
-        "rows": [served(method) for method in ("plain", "sibling", "draft")],
+    record = dict.fromkeys(("inputs", "date", "git_revision", "enforce_eager")) | {
+        "settings": {"max_tokens": 8, "repeats": 1, "seed": 0}, "versions": {"vllm": "1", "torch": "2"},
+        "hardware": {"cpu": "c", "cores": 2, "memory_gib": 4},
+        "rows": [served(method) for method in ("plain", "sibling", "recipe", "draft")],
         "speculative_config": {"num_speculative_tokens": 2},
         "choice": {"costs": [{"concurrency": 4, "verify": 9.0, "draft": 9.0}, {"concurrency": 1, "verify": 1.2, "draft": 0.1}]},
     }  # fmt: skip
@@ -60,7 +62,7 @@ def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_
     assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
-        ("plain", None, None), ("sibling", None, 60.4), ("draft", "recipe", None)
+        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("recipe", "recipe", 60.4), ("draft", None, None)
     ]  # fmt: skip
 
 

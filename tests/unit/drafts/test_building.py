@@ -37,6 +37,8 @@ def test_paths_are_relative_to_the_recipe_and_lengths_are_handed_down(recipe: Pa
     assert read.prune.calibration == (recipe.parent / "train.jsonl",)
     assert (read.distill.max_model_len, read.measure.max_model_len, read.recover.max_length) == (64, 64, 64)
     check_recipe(read)
+    recipe.write_text(recipe.read_text() + "distill: {answerer: earlier}\nrecover: {start: earlier}\n")
+    assert read_recipe(recipe).distill.answerer == read_recipe(recipe).recover.start == recipe.parent / "earlier"
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,10 @@ def test_a_block_has_at_least_as_many_prompts_as_are_asked_at_a_time() -> None:
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(8)]
     sizes = {n: [len(b.prompts) for b in blocks_of(prompts, [Condition("code", n, 0.0)], 1, 3, 0)] for n in (1, 4, 16)}
     assert sizes == {1: [3, 3, 2], 4: [4, 4], 16: [8]}
+    many = [Prompt(prompt=str(i), kind="code") for i in range(50)]
+    parts = [b.prompts for b in blocks_of(many, [Condition("code", 16, 0.0)], 1, 20, 0)]
+    assert [len(part) for part in parts] == [32, 18], "whole waves, and the rest with the last"
+    assert [prompt for part in parts for prompt in part] == many
 
 
 def test_identical_outputs_counts_texts() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafts.merging import MergeSettings, merge, slerp
+from drafts.merging import MergeSettings, check_parents, merge, slerp
 from pruning.checkpoint import load_model, save_checkpoint
+from pruning.plan import load_plan
 from pruning.prune import PruneSettings, prune
 from stages.errors import InputError
 from stages.hashing import checkpoint_hash
@@ -70,3 +71,14 @@ def test_parents_of_another_plan_or_target_are_refused(parents: dict[str, Path],
     with pytest.raises(InputError, match="target"):
         merge(stranger, parents["first"], parents["second"], tmp_path / "out", MergeSettings())
     assert not (tmp_path / "out").exists()
+
+
+def test_parents_with_other_channels_are_refused(parents: dict[str, Path], tmp_path: Path) -> None:
+    for name, channels in (("a", (0, 1)), ("b", (2, 3))):
+        plan = load_plan(parents["first"])
+        (tmp_path / name).mkdir()
+        plan.model_copy(update={"kept_channels": (channels,) * len(plan.kept_layers)}).save(
+            tmp_path / name / "plan.json"
+        )
+    with pytest.raises(InputError, match=r"b: keeps other channels of the MLPs than .*a; only recoveries"):
+        check_parents(checkpoint_hash(parents["target"]), tmp_path / "a", tmp_path / "b")

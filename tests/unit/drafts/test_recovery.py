@@ -190,3 +190,7 @@ def test_rounds_that_make_no_sense_are_refused(made: dict[str, Path], tmp_path: 
     with pytest.raises(InputError, match="set ce_weight to 0"):
         settings = RECOVER.model_copy(update={"ce_weight": 1.0})
         recover(made["target"], made["pruned"], tmp_path / "own", tmp_path / "out", settings)
+    with pytest.raises(ValueError, match="start and from_scratch exclude each other"):
+        RecoverSettings(start=tmp_path, from_scratch=True)
+    with pytest.raises(ValueError, match="a draft is started here"):
+        DistillSettings(answerer=tmp_path, backend="url", url="http://127.0.0.1:9")

@@ -85,6 +85,11 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
         ({"a": {}, "b": {"merge": ["a", "c"]}}, "lever 'b' starts from 'c'; it can start from a"),
         ({"a": {"distil": {}}}, "did you mean 'distill'"),
         ({"a": {}, "b": {"after": "a"}, "c": {"after": "b"}}, "lever 'c' starts from 'b'; it can start from a"),
+        ({"a": {}, "b": {"after": "a", "prune": {"layers": [1]}}}, "lever 'b' keeps other parts than 'a'"),
+        ({"a": {}, "b": {"after": "a", "recover": {"ce_weight": 1}}}, "lever 'b': a draft's own answers teach nothing"),
+        ({"a": {"prune": {"mlp_width": 600}}}, "mlp_width must be from 1 to 47"),
+        ({"a": {"prune": {"layers": [9]}}}, "9"),
+        ({"T=1": {}, "t 1": {}}, "lever 't 1' has the folder 't-1', as has 'T=1'"),
         ({}, "at least 1"),
     ],
 )

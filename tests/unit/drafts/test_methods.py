@@ -1,0 +1,75 @@
+"""Methods that remember answers are made to forget them, and nothing else is asked of an engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from drafts.methods import NGRAM, SUFFIX, Method, Serving, draft_method
+from server.in_engine.suffix_cache import SuffixCacheExtension
+from stages.errors import EngineError
+
+
+@pytest.fixture
+def engine() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
+    """(address, what it was asked) of a server that says yes to everything."""
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_only_suffix_decoding_learns() -> None:
+    assert Method("suffix", SUFFIX).learns
+    assert not any(method.learns for method in (Method("plain"), Method("ngram", NGRAM), draft_method(__file__, 2)))  # type: ignore[arg-type]
+
+
+def test_an_engine_is_asked_by_the_name_of_the_extensions_method(
+    engine: tuple[str, list[tuple[str, dict[str, str]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past a proxy that the environment names."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    url, asked = engine
+    Serving({}, {"suffix": url}).forget()
+    assert asked == [("/collective_rpc", {"method": "forget_suffixes"})]
+    assert callable(SuffixCacheExtension.forget_suffixes)
+
+
+def test_an_engine_that_does_not_forget_is_named() -> None:
+    with pytest.raises(EngineError, match="'suffix' did not empty its cache of answers"):
+        Serving({}, {"suffix": "http://127.0.0.1:9"}).forget()
+
+
+def test_a_cache_is_replaced_by_an_empty_one_of_its_kind() -> None:
+    class Cache:
+        def __init__(self, max_tree_depth: int, max_cached_requests: int):
+            self.max_tree_depth, self.max_cached_requests = max_tree_depth, max_cached_requests
+            self.seen: list[int] = []
+
+    extension = SuffixCacheExtension()
+    old = Cache(24, 100)
+    old.seen.append(1)
+    extension.model_runner = SimpleNamespace(drafter=SimpleNamespace(suffix_cache=old))
+    extension.forget_suffixes()
+    new = extension.model_runner.drafter.suffix_cache
+    assert (new.max_tree_depth, new.max_cached_requests, new.seen) == (24, 100, [])
