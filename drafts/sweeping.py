@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +49,13 @@ class Lever(Settings):
     recover: dict[str, Any] = Field(default_factory=dict)
     after: str | None = None
     merge: tuple[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        """Refuses a draft that would be made in two ways."""
+        if self.after and self.merge:
+            raise ValueError("after and merge exclude each other: give one of them")
+        return self
 
     @property
     def parents(self) -> tuple[str, ...]:

@@ -25,11 +25,9 @@ def register() -> None:
     """Entry point, called in every process of the engine; only the front end starts a core process after it."""
     if os.environ.get(SWITCH, "off").strip().lower() != "on":
         return
-    try:
-        launching = importlib.import_module("vllm.v1.engine.utils")
-        launching.get_mp_context  # noqa: B018
-    except (ImportError, AttributeError) as error:  # another version: its own way of starting is fine
-        _log.warning("the core process is started as installed: %r", error)
+    launching = importlib.import_module("vllm.v1.engine.utils")
+    if not hasattr(launching, "get_mp_context"):  # another version: its own way of starting is fine
+        _log.warning("the core process is started as installed: vLLM has no get_mp_context where it was")
         return
     launching.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
     os.register_at_fork(after_in_child=let_go)

@@ -90,6 +90,7 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
         ({"a": {"prune": {"mlp_width": 600}}}, "mlp_width must be from 1 to 47"),
         ({"a": {"prune": {"layers": [9]}}}, "9"),
         ({"T=1": {}, "t 1": {}}, "lever 't 1' has the folder 't-1', as has 'T=1'"),
+        ({"a": {}, "b": {}, "c": {"after": "d", "merge": ["a", "b"]}}, "after and merge exclude each other"),
         ({}, "at least 1"),
     ],
 )
