@@ -46,6 +46,9 @@ class RecoverSettings(Settings):
         prompt_weight: weight of prompt positions in the loss (answers count 1); 0 leaves them out.
         tokens: judged positions to train on, over all epochs.
         max_seconds: end earlier when this much time has passed; the learning rate follows whichever is nearer.
+        parallel_tokens: train the draft to propose this many tokens in one pass too, from mask tokens (PARD); 0 does not.
+        parallel_keep: share of the mask positions of one depth that the next depth keeps (conditional drop).
+        parallel_weight: weight of a mask position's loss: ``reach``, the chance that verification gets that far, or ``even``.
         method: ``full`` trains all weights, ``lora`` low-rank matrices of rank ``lora_rank`` that are merged at the end.
         teacher_cache_gib: memory for the target's final hidden states.
         check_share: share of the prompts kept out of training to report overlap and agreement on.
@@ -60,6 +63,9 @@ class RecoverSettings(Settings):
     prompt_weight: float = Field(default=0.5, ge=0)
     tokens: int = Field(default=6_000_000, ge=1)
     max_seconds: float | None = Field(default=None, gt=0)
+    parallel_tokens: int = Field(default=0, ge=0)
+    parallel_keep: float = Field(default=0.7, gt=0, le=1)
+    parallel_weight: Literal["reach", "even"] = "reach"
     method: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
     optimizer: Literal["muon", "adamw"] = "muon"

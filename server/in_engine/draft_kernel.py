@@ -54,7 +54,11 @@ class Cache(NamedTuple):
     sines: Any
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+_inner = njit(fastmath=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that only ``draft`` calls: they are compiled into it, and kept with it."""
+
+
+@_inner
 def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
     """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i], in tiles of two outputs by four rows.
 
@@ -91,7 +95,22 @@ def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
             out[b, o] = out[b, o] * scale[o] + bias[o]
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@_inner
+def _copy(source, out):  # type: ignore[no-untyped-def]
+    """out[i] = source[i]. Spelled out, as below: numba takes seconds to compile an assignment of whole arrays."""
+    for i in range(out.shape[0]):
+        out[i] = source[i]
+
+
+@_inner
+def _add(added, out):  # type: ignore[no-untyped-def]
+    """out[b, i] += added[b, i]."""
+    for b in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[b, i] += added[b, i]
+
+
+@_inner
 def _normalise(x, eps, out):  # type: ignore[no-untyped-def]
     """RMSNorm without weights of each row."""
     for b in range(x.shape[0]):
@@ -103,7 +122,7 @@ def _normalise(x, eps, out):  # type: ignore[no-untyped-def]
             out[b, i] = x[b, i] * factor
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@_inner
 def _rotate(head, cosine, sine):  # type: ignore[no-untyped-def]
     """Turns the pairs (2 i, 2 i + 1) of one head in place."""
     for i in range(cosine.shape[0]):
@@ -112,7 +131,7 @@ def _rotate(head, cosine, sine):  # type: ignore[no-untyped-def]
         head[2 * i + 1] = a * sine[i] + b * cosine[i]
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@_inner
 def _attend(query, keys, values, out):  # type: ignore[no-untyped-def]
     """softmax(keys query) values for one head; keys and values [P, E] up to the query's own position."""
     scores = np.empty(keys.shape[0], np.float32)
@@ -123,7 +142,8 @@ def _attend(query, keys, values, out):  # type: ignore[no-untyped-def]
             total += keys[p, e] * query[e]
         scores[p] = total
         highest = max(highest, total)
-    out[:] = 0
+    for e in range(out.shape[0]):
+        out[e] = np.float32(0)
     whole = np.float32(0)
     for p in range(keys.shape[0]):
         weight = np.float32(np.exp(scores[p] - highest))
@@ -134,14 +154,14 @@ def _attend(query, keys, values, out):  # type: ignore[no-untyped-def]
         out[e] /= whole
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@_inner
 def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no-untyped-def]
     """Normalised hidden states [B, D] of one new token for each sequence; its keys and values go into the cache."""
     rows, groups, size = tokens.shape[0], cache.keys.shape[2], cache.keys.shape[4]
     width = w.down.shape[2]
     hidden = np.empty((rows, w.embedding.shape[1]), np.float32)
     for b in range(rows):
-        hidden[b] = w.embedding[tokens[b]]
+        _copy(w.embedding[tokens[b]], hidden[b])
     normed = np.empty_like(hidden)
     added = np.empty_like(hidden)
     qkv = np.empty((rows, w.qkv.shape[1]), np.float32)
@@ -156,19 +176,21 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
             position, slot = positions[b], slots[b]
             if w.head_norms.shape[0] > 0:
                 _normalise(by_head[: heads + groups], eps, by_head[: heads + groups])
-                by_head[: heads + groups] *= w.head_norms[layer]
+                for h in range(heads + groups):
+                    for e in range(size):
+                        by_head[h, e] *= w.head_norms[layer, h, e]
             for h in range(heads + groups):
                 _rotate(by_head[h], cache.cosines[position], cache.sines[position])
             for g in range(groups):
-                cache.keys[layer, slot, g, position] = by_head[heads + g]
-                cache.values[layer, slot, g, position] = by_head[heads + groups + g]
+                _copy(by_head[heads + g], cache.keys[layer, slot, g, position])
+                _copy(by_head[heads + groups + g], cache.values[layer, slot, g, position])
             for h in range(heads):
                 g = h * groups // heads
                 keys = cache.keys[layer, slot, g, : position + 1]
                 values = cache.values[layer, slot, g, : position + 1]
                 _attend(by_head[h], keys, values, attended[b, h * size : (h + 1) * size])
         _product(attended, w.output[layer], w.output_scale[layer], w.output_bias[layer], added)
-        hidden += added
+        _add(added, hidden)
         _normalise(hidden, eps, normed)
         _product(normed, w.gate_up[layer], w.gate_up_scale[layer], w.gate_up_bias[layer], wide)
         for b in range(rows):
@@ -176,12 +198,12 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
                 gate = wide[b, f]
                 gated[b, f] = gate / (np.float32(1) + np.float32(np.exp(-gate))) * wide[b, width + f]
         _product(gated, w.down[layer], w.down_scale[layer], w.down_bias[layer], added)
-        hidden += added
+        _add(added, hidden)
     _normalise(hidden, eps, normed)
     return normed
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@_inner
 def _choose(logits, temperature, uniform, probabilities):  # type: ignore[no-untyped-def]
     """The next token of one sequence: argmax at temperature 0, else drawn where ``uniform`` falls in the cumulative sum.
 
@@ -193,7 +215,8 @@ def _choose(logits, temperature, uniform, probabilities):  # type: ignore[no-unt
             best = v
     if temperature == 0:
         if probabilities.shape[0] > 0:
-            probabilities[:] = 0
+            for v in range(logits.shape[0]):
+                probabilities[v] = 0
             probabilities[best] = 1
         return best
     whole = 0.0
