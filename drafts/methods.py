@@ -15,6 +15,7 @@ from server.asking import NO_ANSWER, open_directly
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine
 from server.engine_command import cpu_build_installed, in_process_by_default
+from server.launching import Launch, fork_server, launch_program
 from stages.errors import EngineError
 from stages.progress import log
 
@@ -117,7 +118,7 @@ FORGETTING = {
 """What an engine is started with so that it can be made to forget; it listens on loopback, for the comparison only."""
 
 
-def _engine(target: Path, method: Method, folder: Path, options: EngineOptions) -> LocalEngine:
+def _engine(target: Path, method: Method, folder: Path, options: EngineOptions, launch: Launch) -> LocalEngine:
     more: dict[str, Any] = FORGETTING if method.learns else {}
     settings = EngineSettings(
         model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
@@ -125,21 +126,23 @@ def _engine(target: Path, method: Method, folder: Path, options: EngineOptions) 
         log_file=folder / f"engine-{method.name}.log", environment=more.get("environment", {}),
         extra_args=("--no-enable-prefix-caching", *more.get("extra_args", ())),
     )  # fmt: skip
-    return LocalEngine(settings)
+    return LocalEngine(settings, launch=launch)
 
 
 @contextmanager
 def serving(target: Path, methods: Sequence[Method], folder: Path, options: EngineOptions) -> Iterator[Serving]:
     """Starts one engine and one gateway for each method.
 
-    Engines start side by side (most of a start is imports); prefix caching is off, so that a repeated prompt costs
-    what a first one does.
+    Engines start side by side, on a CPU with few cores out of one process (most of a start is imports); prefix caching is
+    off, so that a repeated prompt costs what a first one does.
     """
     log(f"starting engines: {', '.join(method.name for method in methods)}")
     with ExitStack() as stack:
+        forked = len(methods) > 1 and cpu_build_installed() and in_process_by_default()
+        launch = stack.enter_context(fork_server(folder / "engines.log")) if forked else launch_program
         engines = {}
         for method in methods:
-            engines[method.name] = engine = _engine(target, method, folder, options)
+            engines[method.name] = engine = _engine(target, method, folder, options, launch)
             stack.callback(engine.stop)
             engine.start()
         for engine in engines.values():

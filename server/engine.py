@@ -15,6 +15,7 @@ from types import TracebackType
 
 from server.asking import NO_ANSWER, open_directly
 from server.engine_command import EngineSettings, command, environment
+from server.launching import Launch, Process, launch_program
 from server.pair import check_speculation
 from stages.errors import EngineError, InputError
 from stages.folders import storage_errors
@@ -90,19 +91,21 @@ class LocalEngine:
     Args:
         settings: what to serve and how.
         note: told of the waiting, for a progress line.
+        launch: how its process is started.
 
     Raises:
         InputError: fewer than one draft token, or a port that is taken.
     """
 
-    def __init__(self, settings: EngineSettings, note: Note = _silent):
+    def __init__(self, settings: EngineSettings, note: Note = _silent, launch: Launch = launch_program):
         if settings.speculative_config is not None:
             check_speculation(settings.speculative_config, "engine")
         self.settings = settings
         self.url = ""
         """Where it listens, once started."""
         self._note = note
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launch = launch
+        self._process: Process | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
 
@@ -113,12 +116,7 @@ class LocalEngine:
         log_file = self.settings.log_file
         with storage_errors(log_file):
             log_file.parent.mkdir(parents=True, exist_ok=True)
-            log = log_file.open("wb")
-        with log:
-            self._process = subprocess.Popen(
-                command(self.settings, port), env=environment(self.settings, os.environ), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+        self._process = self._launch(command(self.settings, port), environment(self.settings, os.environ), log_file)
         self._guard = _start_guard(self._process.pid)
 
     def wait_ready(self) -> None:

@@ -1,0 +1,86 @@
+"""A process that has imported the engine once and forks as many engines as it is asked for.
+
+Most of an engine's start on a CPU is imports. Several engines side by side need them once: what is forked shares them, and
+their memory. It says ``{}`` once it has imported. Then orders come as lines of JSON on standard input, each is answered with a
+line on standard output:
+
+    {"arguments": [...], "environment": {...}, "log": path}   →  {"pid": 17}
+    {"poll": 17}                                              →  {"code": null}, later {"code": 0}
+
+The process ends with its standard input; engines that still run then are their owners' to end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import sys
+from contextlib import suppress
+from typing import Any, TextIO
+
+SHARED = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+)
+"""What every engine imports anyway; a version that has one of them elsewhere imports that later, in each engine."""
+
+
+def exit_code(pid: int) -> int | None:
+    """How a forked engine ended, as ``subprocess`` has it (a signal is negative); None while it runs."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def become_engine(order: dict[str, Any]) -> None:
+    """Turns this process into the engine: a session, a log and an environment of its own, then its main module.
+
+    Args:
+        order: ``arguments`` begin with the interpreter and ``-m MODULE``.
+    """
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, place in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, place)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    _, _, module, *rest = order["arguments"]
+    sys.argv = [module, *rest]
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def serve(orders: TextIO, replies: TextIO) -> None:
+    """Answers orders until there are no more; returns in an engine too, when that has ended."""
+    while line := orders.readline():
+        order = json.loads(line)
+        if "poll" in order:
+            reply = {"code": exit_code(order["poll"])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                replies.close()
+                become_engine(order)
+                return
+            reply = {"pid": pid}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def main() -> None:
+    """Standard output belongs to the replies; whatever else is printed goes where errors go."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for module in SHARED:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    print("{}", file=replies, flush=True)
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

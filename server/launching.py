@@ -1,0 +1,173 @@
+"""Two ways to start an engine's process: as a program of its own, or forked from one that has imported the engine already."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.errors import EngineError
+from stages.folders import storage_errors
+
+FORK_SERVER = ("-m", "server.in_engine.fork_server")
+POLL_S = 0.02
+STOP_S = 1.0
+
+
+class Process(Protocol):
+    """What supervision needs of a process."""
+
+    @property
+    def pid(self) -> int:
+        """It leads a session, and so a group, of its own."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def wait(self) -> int:
+        """Waits for its end."""
+
+
+Launch = Callable[[Sequence[str], Mapping[str, str], Path], Process]
+"""Starts a process: command line, environment, and the file that its output goes to."""
+
+
+def launch_program(arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> Process:
+    """Starts a program of its own."""
+    with storage_errors(log_file), log_file.open("wb") as log:
+        return subprocess.Popen(
+            arguments, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+class Fork:
+    """A process that a fork server has forked, and that only the fork server can wait for.
+
+    Args:
+        ask: sends an order to the fork server and returns its reply; None when that is gone.
+    """
+
+    def __init__(self, pid: int, ask: Callable[[dict[str, Any]], dict[str, Any] | None]):
+        self.pid = pid
+        self._ask = ask
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs. Without the fork server it counts as lost."""
+        if self._code is None:
+            reply = self._ask({"poll": self.pid})
+            self._code = -1 if reply is None else reply["code"]
+        return self._code
+
+    def wait(self) -> int:
+        """Waits for its end."""
+        while (code := self.poll()) is None:
+            time.sleep(POLL_S)
+        return code
+
+
+class ForkServer:
+    """The fork server's process, started with the first engine: ``launch`` is a ``Launch``.
+
+    All engines must agree in what libraries read when they are loaded (``LD_PRELOAD``, ``OMP_NUM_THREADS``): the first one's
+    environment decides.
+
+    Args:
+        log_file: what it prints itself while importing.
+        program: what the engines' interpreter runs as the fork server.
+    """
+
+    def __init__(self, log_file: Path, program: Sequence[str] = FORK_SERVER):
+        self._program = program
+        self._log_file = log_file
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._forked: list[Fork] = []
+
+    def launch(self, arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> Process:
+        """Forks an engine.
+
+        Raises:
+            EngineError: the fork server has died, most likely of an import.
+        """
+        if self._process is None:
+            self._start(arguments[0], environment)
+        with storage_errors(log_file):
+            log_file.write_bytes(b"")
+        order = {"arguments": list(arguments), "environment": dict(environment), "log": str(log_file.resolve())}
+        if self._ask(order) is None:
+            raise self._dead()
+        return self._forked[-1]
+
+    def _start(self, python: str, environment: Mapping[str, str]) -> None:
+        with storage_errors(self._log_file), self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [python, *self._program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, start_new_session=True,
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise self._dead()
+
+    def _dead(self) -> EngineError:
+        return EngineError(f"the process that engines are forked from has ended; its log is {self._log_file}")
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
+        """Sends an order and returns its reply, which is read even when Ctrl-C comes meanwhile; None: there is none."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            try:
+                self._process.stdin.write(json.dumps(order) + "\n")
+                self._process.stdin.flush()
+                reply = self._process.stdout.readline()
+            except (OSError, ValueError):  # its end of the pipe is gone
+                return None
+            except KeyboardInterrupt:
+                self._note(self._process.stdout.readline())
+                raise
+            return self._note(reply)
+
+    def _note(self, reply: str) -> dict[str, Any] | None:
+        """The content of a reply; what was forked is remembered before anyone else can fail to."""
+        found: dict[str, Any] | None = json.loads(reply) if reply else None
+        if found and "pid" in found:
+            self._forked.append(Fork(found["pid"], self._ask))
+        return found
+
+    def stop(self) -> None:
+        """Kills engines that nobody has stopped, then ends."""
+        if self._process is None:
+            return
+        for fork in self._forked:
+            if fork.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(fork.pid, signal.SIGKILL)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:  # still importing
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def fork_server(log_file: Path) -> Iterator[Launch]:
+    """A way to start several engines that share what they import."""
+    server = ForkServer(log_file)
+    try:
+        yield server.launch
+    finally:
+        server.stop()

@@ -1,0 +1,104 @@
+"""Engines that are forked from one process, with Python's own modules in the place of an engine's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.engine import LocalEngine, answers, choose_port
+from server.engine_command import EngineSettings
+from server.launching import ForkServer, Process
+from stages.errors import EngineError
+
+PROGRAM = ("-c", "from server.in_engine import fork_server as f; f.SHARED = (); f.main()")
+LISTENING = (sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    made = ForkServer(tmp_path / "engines.log", PROGRAM)
+    yield made
+    made.stop()
+
+
+def listen(server: ForkServer, folder: Path, name: str) -> tuple[Process, str]:
+    """A forked process that answers /health, and where it does."""
+    (folder / "health").write_text("")
+    port = choose_port(None)
+    process = server.launch([*LISTENING, str(folder), str(port)], {**os.environ, "NAME": name}, folder / f"{name}.log")
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 20
+    while not answers(url) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process, url
+
+
+def test_engines_are_processes_with_session_log_and_end_of_their_own(server: ForkServer, tmp_path: Path) -> None:
+    (first, first_url), (second, second_url) = (listen(server, tmp_path, name) for name in ("first", "second"))
+    assert answers(first_url)
+    assert answers(second_url)
+    assert first.pid != second.pid
+    for process in (first, second):
+        assert os.getsid(process.pid) == os.getpgid(process.pid) == process.pid
+        assert process.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert answers(second_url)
+    assert "GET /health" in (tmp_path / "second.log").read_text()
+
+
+def test_an_engine_gets_its_environment_and_arguments(server: ForkServer, tmp_path: Path) -> None:
+    told = "import os; print(dict(os.environ))"
+    arguments = [sys.executable, "-m", "timeit", "-n", "1", "-r", "1", told]
+    assert server.launch(arguments, {"ONE": "1"}, tmp_path / "log").wait() == 0
+    assert (tmp_path / "log").read_text().startswith("{'ONE': '1'}\n")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["json.tool", "--nonsense"], 2), (["this"], 0)])
+def test_exit_codes(server: ForkServer, tmp_path: Path, arguments: list[str], code: int) -> None:
+    process = server.launch([sys.executable, "-m", *arguments], dict(os.environ), tmp_path / "log")
+    assert process.wait() == code
+    assert process.poll() == code
+
+
+def test_what_nobody_has_stopped_ends_with_it(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "engines.log", PROGRAM)
+    _, url = listen(server, tmp_path, "left")
+    server.stop()
+    assert not answers(url)
+
+
+def test_a_fork_server_that_cannot_import(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "engines.log", ("-c", "raise ImportError('libfoo.so is missing')"))
+    with pytest.raises(EngineError, match=r"engines\.log"):
+        server.launch([sys.executable, "-m", "this"], dict(os.environ), tmp_path / "log")
+    server.stop()
+    assert "libfoo.so is missing" in (tmp_path / "engines.log").read_text()
+
+
+def test_a_fork_server_that_was_killed(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "engines.log", PROGRAM)
+    process, _ = listen(server, tmp_path, "orphan")
+    assert server._process is not None
+    server._process.kill()
+    server._process.wait()
+    assert process.poll() is not None
+    with pytest.raises(EngineError, match="has ended"):
+        server.launch([sys.executable, "-m", "this"], dict(os.environ), tmp_path / "log")
+    os.killpg(process.pid, signal.SIGKILL)
+    server.stop()
+
+
+def test_supervision_of_a_forked_engine_that_dies_at_start(server: ForkServer, tmp_path: Path) -> None:
+    settings = EngineSettings(model=tmp_path, log_file=tmp_path / "engine.log", cpu=False, start_timeout_s=60)
+
+    def launch(arguments: object, environment: object, log_file: Path) -> Process:
+        return server.launch([sys.executable, "-m", "json.tool", "--nonsense"], dict(os.environ), log_file)
+
+    with pytest.raises(EngineError, match=r"exit code 2 while starting(.|\n)*--nonsense"):
+        LocalEngine(settings, launch=launch).__enter__()
