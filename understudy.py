@@ -161,7 +161,8 @@ def recover(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Train the pruned model on the target's own answers until its budget of tokens or seconds is used up."""
-    from drafts.recovery import RecoverSettings, recover
+    from drafts.recovery import recover
+    from drafts.training import RecoverSettings
 
     recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_))
     print(out)
@@ -323,7 +324,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.evaluating import EvaluateSettings
     from drafts.measuring import MeasureSettings
     from drafts.merging import MergeSettings
-    from drafts.recovery import RecoverSettings
+    from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
     from pruning.settings import PruneSettings, ScoreSettings
     from server.settings import GatewaySettings

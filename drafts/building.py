@@ -14,7 +14,8 @@ from drafts.distilling import DistillSettings, distill
 from drafts.measuring import MeasureSettings, measure
 from drafts.pairing import choose_pair
 from drafts.prompts import read_prompts, refuse_overlap
-from drafts.recovery import RecoverSettings, recover
+from drafts.recovery import recover
+from drafts.training import RecoverSettings
 from pruning.checkpoint import load_config
 from pruning.prune import PruneSettings, decide, prune, prune_run
 from stages.errors import InputError

@@ -1,12 +1,15 @@
-"""Chooses how many tokens the draft proposes at which batch size, or that no draft pays: a pure function of measurements.
+"""Chooses how many tokens the draft proposes at which batch size, one by one or in one pass, or that no draft pays.
 
-For K = num_speculative_tokens at one batch size (arXiv 2211.17192, with measured costs instead of assumed):
+A pure function of measurements. For K = num_speculative_tokens, n requests at a time and answers of L further tokens (arXiv
+2211.17192, with measured costs instead of assumed):
 
     tau(K)   = 1 + sum_{j=1..K} P(first j draft tokens accepted)        mean acceptance length, bonus token included
     step(K)  = base + slope * K                                         from steps timed at two values of K
-    speed-up = tau(K) * plain step / step(K)
+    speed-up = (L * plain step + n * r) / (L / tau(K) * step(K) + n * r')
 
-Where the costs come from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
+r and r' are the times to the first token, without and with a draft: an engine reads the prompts of requests that share a step
+one after another, and a draft has to read them too. Where the costs of a step come from, in plain steps: v, a step that checks
+K + 1 tokens but drafts for free, and c, a draft token.
 """
 
 from __future__ import annotations
@@ -21,19 +24,22 @@ from pydantic import Field
 from stages.errors import InputError
 from stages.settings import Settings
 
+Way = Literal["draft", "parallel"]
+"""How draft tokens are proposed: one after another, or all in one pass of the draft (``drafts.parallel``)."""
+
 
 class StepCost(Settings):
     """Seconds of one engine step.
 
     Attributes:
-        method: plain decoding, checking draft tokens that cost nothing, or drafting and checking.
+        method: plain decoding, checking draft tokens that cost nothing, or drafting and checking in one of two ways.
         concurrency: requests that share the step.
         seconds: median over answers; of other methods than plain, plain's times the median ratio to plain's step of the
             same turn.
         low: lower quartile, ``high`` the upper, likewise.
     """
 
-    method: Literal["plain", "verify", "draft"]
+    method: Literal["plain", "verify", "draft", "parallel"]
     concurrency: int = Field(ge=1)
     num_speculative_tokens: int = Field(ge=0)
     seconds: float = Field(gt=0)
@@ -51,6 +57,20 @@ class Acceptance(Settings):
     kind: str
     temperature: float
     histogram: tuple[int, ...]
+    way: Way = "draft"
+
+
+class FirstToken(Settings):
+    """What an answer costs before its first token.
+
+    Attributes:
+        seconds: median time to the first token of one request at a time, rated as ``StepCost.seconds`` is.
+        later_tokens: mean number of tokens that follow it.
+    """
+
+    method: Literal["plain", "draft", "parallel"]
+    seconds: float = Field(gt=0)
+    later_tokens: float = Field(gt=0)
 
 
 class Measurements(Settings):
@@ -63,6 +83,12 @@ class Measurements(Settings):
     enforce_eager: bool | None = None
     costs: tuple[StepCost, ...]
     acceptances: tuple[Acceptance, ...]
+    first_tokens: tuple[FirstToken, ...] = ()
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The ways of drafting that were measured."""
+        return tuple(dict.fromkeys(acceptance.way for acceptance in self.acceptances))
 
     @property
     def concurrencies(self) -> tuple[int, ...]:
@@ -130,6 +156,7 @@ class Considered(Settings):
     concurrency: int
     num_speculative_tokens: int
     speedup: float
+    way: Way = "draft"
 
 
 class Choice(Settings):
@@ -139,8 +166,9 @@ class Choice(Settings):
         num_speculative_tokens: the most that is drafted at any batch size; None when no draft pays anywhere.
         schedule: (first batch size, last, draft tokens), ascending and without gaps; one entry when it is the same for
             all. The last entry holds for all larger batches too.
-        considered: what was considered, by concurrency and number of tokens.
-        costs: where the time of a step goes, by concurrency.
+        considered: what was considered, by way, concurrency and number of tokens.
+        costs: where the time of a step goes, by concurrency, in the chosen way.
+        way: how draft tokens are proposed.
     """
 
     num_speculative_tokens: int | None
@@ -149,6 +177,7 @@ class Choice(Settings):
     considered: tuple[Considered, ...]
     costs: tuple[CostSplit, ...]
     reason: str
+    way: Way = "draft"
 
     @property
     def by_concurrency(self) -> dict[int, int]:
@@ -160,7 +189,7 @@ class Choice(Settings):
 def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> float:
     """Mean acceptance length (bonus token included) that K tokens would have had.
 
-    Sequential drafting proposes token j + 1 without knowing K, so the first K positions of a longer run count as is.
+    In either way token j is proposed without knowing K, so the first K positions of a longer run count as is.
     """
     steps = sum(histogram)
     if steps == 0:
@@ -182,12 +211,12 @@ def plain_cost(costs: Sequence[StepCost], concurrency: int) -> StepCost:
     return found[0]
 
 
-def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int) -> float:
+def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
     """Seconds of a step with K draft tokens: on the line through the smallest and the largest measured K.
 
     Never less than a plain step, which a noisy line would otherwise promise at small K.
     """
-    measured = [(cost.num_speculative_tokens, cost.seconds) for cost in _costs(costs, "draft", concurrency)]
+    measured = [(cost.num_speculative_tokens, cost.seconds) for cost in _costs(costs, way, concurrency)]
     if len({k for k, _ in measured}) < 2:
         raise InputError(
             f"measurements: steps at two different num_speculative_tokens are needed at concurrency {concurrency}"
@@ -197,9 +226,9 @@ def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurr
     return max(on_line, plain_cost(costs, concurrency).seconds)
 
 
-def cost_split(costs: Sequence[StepCost], concurrency: int) -> CostSplit | None:
+def cost_split(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") -> CostSplit | None:
     """v and c at the largest measured K; None where no step with free draft tokens was timed."""
-    verify, draft = _costs(costs, "verify", concurrency), _costs(costs, "draft", concurrency)
+    verify, draft = _costs(costs, "verify", concurrency), _costs(costs, way, concurrency)
     if not verify or not draft:
         return None
     plain, checked, drafted = plain_cost(costs, concurrency).seconds, verify[-1], draft[-1]
@@ -216,23 +245,34 @@ def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_
     if num_speculative_tokens == 0:
         return 1.0
     plain = plain_cost(measurements.costs, concurrency).seconds
-    step = step_seconds(measurements.costs, num_speculative_tokens, concurrency)
-    return acceptance_length(acceptance.histogram, num_speculative_tokens) * plain / step
+    step = step_seconds(measurements.costs, num_speculative_tokens, concurrency, acceptance.way)
+    length = acceptance_length(acceptance.histogram, num_speculative_tokens)
+    first = {found.method: found for found in measurements.first_tokens}
+    if "plain" not in first or acceptance.way not in first:
+        return length * plain / step
+    later, reads = first["plain"].later_tokens, concurrency * first["plain"].seconds
+    drafted_reads = concurrency * first[acceptance.way].seconds
+    return (later * plain + reads) / (later / length * step + drafted_reads)
 
 
-def overall(measurements: Measurements, num_speculative_tokens: int, concurrency: int) -> float:
-    """Expected speed-up: geometric mean over kinds and temperatures."""
-    speedups = [predict(measurements, a, num_speculative_tokens, concurrency) for a in measurements.acceptances]
-    return math.exp(sum(map(math.log, speedups)) / len(speedups))
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def overall(measurements: Measurements, num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
+    """Expected speed-up in one way of drafting: geometric mean over kinds and temperatures."""
+    own = [acceptance for acceptance in measurements.acceptances if acceptance.way == way]
+    return _geometric_mean([predict(measurements, a, num_speculative_tokens, concurrency) for a in own])
 
 
 def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Considered, ...]:
-    """Every concurrency with every number of draft tokens that the measurements allow."""
+    """Every way and concurrency with every number of draft tokens that the measurements allow."""
     if not measurements.acceptances:
         raise InputError("measurements: no acceptance was measured")
     longest = min(len(acceptance.histogram) - 1 for acceptance in measurements.acceptances)
     return tuple(
-        Considered(concurrency=n, num_speculative_tokens=k, speedup=overall(measurements, k, n))
+        Considered(concurrency=n, num_speculative_tokens=k, speedup=overall(measurements, k, n, way), way=way)
+        for way in measurements.ways
         for n in measurements.concurrencies
         for k in range(1, min(longest, settings.max_tokens) + 1)
     )
@@ -257,33 +297,55 @@ def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(entries)
 
 
-def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
-    """The fewest draft tokens among the best at each batch size, or none where too little is gained."""
-    considered = consider(measurements, settings)
-    picked = {
-        n: _pick([item for item in considered if item.concurrency == n], settings) for n in measurements.concurrencies
+def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> dict[int, int]:
+    """Draft tokens by concurrency, in one way of drafting."""
+    own = [item for item in considered if item.way == way]
+    return {
+        n: _pick([item for item in own if item.concurrency == n], settings)
+        for n in sorted({item.concurrency for item in own})
     }
+
+
+def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> float:
+    """Expected speed-up of a way with the best number of tokens at each concurrency: geometric mean over concurrencies."""
+    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in considered if c.way == way}
+    return _geometric_mean([speedup_of.get(item, 1.0) for item in _picked(considered, way, settings).items()])
+
+
+def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
+    """The better way of drafting, and the fewest draft tokens among the best at each batch size, or none where they gain little."""
+    considered = consider(measurements, settings)
+    way = max(measurements.ways, key=lambda way: _gain(considered, way, settings))
+    own = [item for item in considered if item.way == way]
+    picked = _picked(considered, way, settings)
     most = max(picked.values()) or None
-    splits = [cost_split(measurements.costs, n) for n in measurements.concurrencies]
-    expected = _expected(measurements, picked) if most else None
+    splits = [cost_split(measurements.costs, n, way) for n in measurements.concurrencies]
+    expected = _expected(measurements, picked, way) if most else None
+    reason = _reason(own, picked, expected, settings)
+    if most and len(measurements.ways) > 1:
+        gains = {found: _gain(considered, found, settings) for found in measurements.ways}
+        said = {"draft": "one after another", "parallel": "all in one pass"}
+        compared = ", ".join(f"{said[found]} {gain:.2f}x" for found, gain in gains.items())
+        reason += f" Draft tokens are proposed {said[way]} (over all batch sizes {compared})."
     return Choice(
         num_speculative_tokens=most, schedule=schedule_of(picked), expected=expected, considered=considered,
-        costs=tuple(split for split in splits if split), reason=_reason(considered, picked, expected, settings),
+        costs=tuple(split for split in splits if split), reason=reason, way=way,
     )  # fmt: skip
 
 
-def _expected(measurements: Measurements, picked: dict[int, int]) -> Expected:
+def _expected(measurements: Measurements, picked: dict[int, int], way: Way) -> Expected:
     concurrency = next(n for n, tokens in sorted(picked.items()) if tokens)
     tokens = picked[concurrency]
-    lengths = [acceptance_length(item.histogram, tokens) for item in measurements.acceptances]
+    own = [acceptance for acceptance in measurements.acceptances if acceptance.way == way]
+    lengths = [acceptance_length(item.histogram, tokens) for item in own]
     length = sum(lengths) / len(lengths)
     predictions = tuple(
         Prediction(kind=a.kind, temperature=a.temperature, concurrency=n, speedup=predict(measurements, a, k, n))
         for n, k in picked.items()
-        for a in measurements.acceptances
+        for a in own
     )
     return Expected(
-        speedup=overall(measurements, tokens, concurrency), acceptance_rate=(length - 1) / tokens,
+        speedup=overall(measurements, tokens, concurrency, way), acceptance_rate=(length - 1) / tokens,
         mean_acceptance_length=length, predictions=predictions,
     )  # fmt: skip
 

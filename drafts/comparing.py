@@ -12,7 +12,16 @@ from pydantic import Field
 
 from drafts.cells import Cell, blocks_of, conditions_of, differing, rows_of, run_cells
 from drafts.encoding import fitting
-from drafts.methods import NGRAM, SUFFIX, EngineOptions, Method, serving, settle_s, suffix_installed
+from drafts.methods import (
+    NGRAM,
+    SUFFIX,
+    EngineOptions,
+    Method,
+    proposes_in_parallel,
+    serving,
+    settle_s,
+    suffix_installed,
+)
 from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
@@ -31,7 +40,7 @@ from stages.settings import Settings
 MIN_STEPS = 6
 """Speculative steps that an answer must have to be an example of anything."""
 
-RESERVED = ("plain", "ngram", "suffix", "draft")
+RESERVED = ("plain", "ngram", "suffix", "draft", "draft_parallel", "draft_sequential")
 EXAMPLES = 2
 PROMPT_END = 300
 """Characters of a prompt that an example shows."""
@@ -61,7 +70,7 @@ class CompareSettings(Settings):
 
 
 def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
-    """Plain, n-gram, suffix decoding where it is installed, other drafts, and what the pair is served with.
+    """Plain, n-gram, suffix decoding where it is installed, other drafts, and the pair's own in all ways that it can be served.
 
     Raises:
         InputError: another draft has the name of a method, cannot be drafted with, or there is no number of tokens for it.
@@ -79,10 +88,22 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
             raise InputError(f"drafts: {folder} holds no draft; give the folder that 'understudy recover' wrote")
         if config is None or config["method"] != "draft_model":
             raise InputError("drafts: the pair has no draft, so there is no number of draft tokens to give another one")
-        methods.append(Method(name, {**config, "model": str(folder.resolve())}))
+        own = {**config, "model": str(folder.resolve())}
+        if not proposes_in_parallel(folder):
+            own.pop("parallel_drafting", None)
+        methods.append(Method(name, own))
     if config:
         methods.append(Method("draft", config))
+    if config and config["method"] == "draft_model" and proposes_in_parallel(Path(config["model"])):
+        methods.append(the_other_way(config))
     return methods
+
+
+def the_other_way(config: dict[str, Any]) -> Method:
+    """A pair's draft in the way that was not chosen: tokens in one pass, or one by one."""
+    if config.get("parallel_drafting"):
+        return Method("draft_sequential", {key: value for key, value in config.items() if key != "parallel_drafting"})
+    return Method("draft_parallel", {**config, "parallel_drafting": True})
 
 
 def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:

@@ -21,7 +21,9 @@ from torch import Tensor
 from drafts.distilling import DATA, read_data
 from drafts.examples import Example, batches, make_example
 from drafts.losses import agreement, overlap
+from drafts.parallel import CONFIG_KEY, with_masks
 from drafts.teacher import Teacher, decoder_and_head
+from drafts.training import Student
 from pruning.checkpoint import load_model, load_target
 from stages.errors import InputError
 from stages.folders import write_text
@@ -52,6 +54,7 @@ class Figures(Settings):
         acceptance_lengths: mean acceptance length (bonus token included) with 1, 2, … draft tokens.
         greedy_drafting_lengths: likewise for a draft that proposes its most likely token at any temperature, which is accepted
             where it is the token that the target drew.
+        parallel_lengths: likewise for a draft that proposes all tokens in one pass; empty where it was not trained to.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class Figures(Settings):
     agreement: float
     acceptance_lengths: tuple[float, ...]
     greedy_drafting_lengths: tuple[float, ...]
+    parallel_lengths: tuple[float, ...] = ()
 
 
 @dataclass
@@ -72,11 +76,24 @@ class Judged:
     hits: Tensor
 
 
-def acceptance_lengths(accepted: Sequence[Sequence[float]], most: int, seed: int) -> tuple[float, ...]:
+Chances = Sequence[float] | Sequence[Sequence[float]]
+"""For each position of an answer the chance that a draft token is accepted there: one number, whatever was drafted before, or one
+for each place that the token can have in a draft that begins at that position."""
+
+
+def _chances_of(chances: Chances, place: int, tokens: int) -> Sequence[float]:
+    """Chances of acceptance of the draft tokens that follow a place."""
+    own = chances[place]
+    if isinstance(own, float):
+        return chances[place : place + tokens]  # type: ignore[return-value]
+    return own[: min(tokens, len(chances) - place)]
+
+
+def acceptance_lengths(accepted: Sequence[Chances], most: int, seed: int) -> tuple[float, ...]:
     """Mean acceptance length with 1 … ``most`` draft tokens.
 
     Args:
-        accepted: for each answer, the chance at each of its positions that a draft token is accepted there.
+        accepted: for each answer, the chances at each of its positions.
     """
     found = []
     for tokens in range(1, most + 1):
@@ -86,7 +103,7 @@ def acceptance_lengths(accepted: Sequence[Sequence[float]], most: int, seed: int
             place = 0
             while place < len(chances):
                 steps += 1
-                judged = chances[place : place + tokens]
+                judged = _chances_of(chances, place, tokens)
                 right = next((i for i, chance in enumerate(judged) if draw.random() >= chance), len(judged))
                 place += right + 1
         found.append(sum(map(len, accepted)) / steps if steps else 0.0)
@@ -112,6 +129,28 @@ def judged(target: Any, draft: Any, examples: Sequence[Example], settings: Evalu
     return [Judged(*torch.tensor([own[c] for c in sorted(own)]).reshape(-1, 3).unbind(1)) for own in parts]
 
 
+@torch.no_grad()
+def judged_in_one_pass(
+    target: Any, draft: Any, examples: Sequence[Example], token: int, settings: EvaluateSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """Overlaps and agreements [T, K] of every example: at each answer position, the K tokens that one pass proposes from there."""
+    teacher, student = Teacher(target, 0), Student(draft.eval())
+    most = settings.num_speculative_tokens
+    found = [torch.zeros(2, len(e.ids) - max(e.prompt_length, 1), most) for e in examples]
+    with progress("judging one pass", len(examples), "answers") as advance:
+        for text in batches(examples, max(64, settings.batch_tokens // most), 0.0, settings.seed, 0):
+            batch = with_masks(text, most, 1.0, token, random.Random(settings.seed))
+            proposed, logits = student(batch), teacher.logits(batch)
+            both = torch.stack([overlap(proposed, logits), agreement(proposed, logits)], 1)
+            starts = batch.columns_N - batch.depths_P
+            for row, index in enumerate(batch.indices):
+                own = batch.rows_N == row
+                first = max(examples[index].prompt_length, 1) - 1
+                found[index][:, starts[own] - first, batch.depths_P[own]] = both[own].t()
+            advance(len(batch.indices))
+    return [(overlaps, agrees) for overlaps, agrees in found]
+
+
 def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: EvaluateSettings) -> list[Figures]:
     """Judges a draft on answers that 'distill' wrote for prompts it was not trained on; writes ``out`` (JSON) if given.
 
@@ -126,7 +165,10 @@ def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: 
         raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' on prompts kept from training")
     examples = [example for _, example in usable]
     found = []
-    answers = judged(model, load_model(draft, dtype="float32"), examples, settings)
+    student = load_model(draft, dtype="float32")
+    answers = judged(model, student, examples, settings)
+    token = getattr(student.config, CONFIG_KEY, None)
+    at_once = judged_in_one_pass(model, student, examples, token, settings) if token is not None else []
     for kind, temperature in sorted({(record["kind"], record["temperature"]) for record, _ in usable}):
         own = [
             answer
@@ -135,6 +177,11 @@ def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: 
         ]
         chances = [answer.agrees if temperature == 0 else answer.overlaps for answer in own]
         most, seed = settings.num_speculative_tokens, settings.seed
+        passes = [
+            agrees if temperature == 0 else overlaps
+            for (record, _), (overlaps, agrees) in zip(usable, at_once, strict=bool(at_once))
+            if (record["kind"], record["temperature"]) == (kind, temperature) and len(agrees)
+        ]
         found.append(
             Figures(
                 kind=kind,
@@ -144,6 +191,7 @@ def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: 
                 agreement=float(torch.cat([answer.agrees for answer in own]).mean()),
                 acceptance_lengths=acceptance_lengths([c.tolist() for c in chances], most, seed),
                 greedy_drafting_lengths=acceptance_lengths([answer.hits.tolist() for answer in own], most, seed),
+                parallel_lengths=acceptance_lengths([c.tolist() for c in passes], most, seed) if passes else (),
             )
         )
     if out is not None:
@@ -151,4 +199,6 @@ def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: 
     for f in found:
         lengths = " ".join(f"{length:.2f}" for length in f.acceptance_lengths)
         log(f"{f.kind}, T = {f.temperature:g}: overlap {f.overlap:.3f}, agreement {f.agreement:.3f}, lengths {lengths}")
+        if f.parallel_lengths:
+            log(f"    in one pass: {' '.join(f'{length:.2f}' for length in f.parallel_lengths)}")
     return found

@@ -1,7 +1,7 @@
 """Measures step costs and acceptance of a draft in the real engine: what ``choose`` decides from.
 
-Four engines side by side, asked in turn: plain decoding, checking of draft tokens that cost nothing, and the draft with two
-numbers of draft tokens.
+Engines side by side, asked in turn: plain decoding, checking of draft tokens that cost nothing, and the draft with two numbers of
+draft tokens; for a draft that was trained to propose several tokens in one pass, two more that let it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,10 +17,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from drafts.cells import Block, Cell, Condition, blocks_of, conditions_of, histogram, run_cells
-from drafts.choosing import Acceptance, Measurements, StepCost, cost_split
+from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Way, cost_split
 from drafts.client import Answer
 from drafts.encoding import fitting
-from drafts.methods import EngineOptions, Method, draft_method, serving, settle_s, verify_method
+from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, serving, settle_s, verify_method
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
@@ -31,6 +31,8 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 FILE = "measurements.json"
+Stepping = Literal["plain", "verify", "draft", "parallel"]
+
 ALL = "all"
 """Kind of the conditions in which prompts of all kinds are asked together."""
 
@@ -92,15 +94,15 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def relative_steps(own: Sequence[Cell], plain: Sequence[Cell]) -> list[float]:
-    """Every answer's step over plain's median step of the same turn, which stood next to it in time."""
-    base = {cell.turn: statistics.median(steps) for cell in plain if (steps := _steps(cell))}
-    return [seconds / base[cell.turn] for cell in own if cell.turn in base for seconds in _steps(cell)]
+def relative_to_plain(
+    own: Sequence[Cell], plain: Sequence[Cell], values_of: Callable[[Cell], Sequence[float]]
+) -> list[float]:
+    """Every answer's value over plain's median of the same turn, which stood next to it in time."""
+    base = {cell.turn: statistics.median(values) for cell in plain if (values := values_of(cell))}
+    return [value / base[cell.turn] for cell in own if cell.turn in base for value in values_of(cell)]
 
 
-def step_costs(
-    cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]]
-) -> list[StepCost]:
+def step_costs(cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple[Stepping, int]]) -> list[StepCost]:
     """Step costs at one concurrency: plain's median, and the others' as their median ratio to it, turn by turn.
 
     So a machine whose speed drifts changes plain's cost, but hardly what a draft gains.
@@ -111,7 +113,9 @@ def step_costs(
     costs = []
     for engine, (method, tokens) in engines.items():
         own = [cell for cell in same if cell.method == engine]
-        found = base if engine == "plain" else tuple(base[1] * q for q in quartiles(relative_steps(own, plain)))
+        found = (
+            base if engine == "plain" else tuple(base[1] * q for q in quartiles(relative_to_plain(own, plain, _steps)))
+        )
         low, middle, high = found
         costs.append(
             StepCost(
@@ -126,14 +130,30 @@ def step_costs(
     return costs
 
 
-def acceptances(cells: Sequence[Cell]) -> tuple[Acceptance, ...]:
+def first_token(cells: Sequence[Cell], engine: str, method: Literal["plain", "draft", "parallel"]) -> FirstToken:
+    """Time to the first token at the lowest concurrency, and how many tokens follow it in plain decoding."""
+    lowest = min(cell.condition.concurrency for cell in cells)
+    alone = [cell for cell in cells if cell.condition.concurrency == lowest]
+    plain = [cell for cell in alone if cell.method == "plain"]
+    base = statistics.median(_first_tokens_of(plain))
+    own = [cell for cell in alone if cell.method == engine]
+    ratio = statistics.median(relative_to_plain(own, plain, lambda cell: _first_tokens_of([cell])))
+    later = statistics.mean(answer.completion_tokens - 1 for cell in plain for answer in cell.answers)
+    return FirstToken(method=method, seconds=base * ratio, later_tokens=max(later, 1.0))
+
+
+def _first_tokens_of(cells: Sequence[Cell]) -> list[float]:
+    return [answer.ttft_s for cell in cells for answer in cell.answers]
+
+
+def acceptances(cells: Sequence[Cell], way: Way) -> tuple[Acceptance, ...]:
     """One acceptance histogram for each kind of prompt and temperature, over all concurrencies."""
     by_condition: dict[tuple[str, float], list[Answer]] = {}
     for cell in cells:
         for answer in cell.answers:
             by_condition.setdefault((answer.kind, cell.condition.temperature), []).append(answer)
     return tuple(
-        Acceptance(kind=kind, temperature=temperature, histogram=tuple(histogram(answers)))
+        Acceptance(kind=kind, temperature=temperature, histogram=tuple(histogram(answers)), way=way)
         for (kind, temperature), answers in sorted(by_condition.items())
     )
 
@@ -163,15 +183,19 @@ def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Blo
     return blocks
 
 
-def found_in(cells: Sequence[Cell], settings: MeasureSettings) -> Measurements:
-    """Step costs at every concurrency, and acceptance by kind with the larger number of draft tokens."""
+def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Way]) -> Measurements:
+    """Step costs at every concurrency, and for each way of drafting acceptance by kind with the larger number of tokens."""
     small, large = settings.num_speculative_tokens
-    engines: dict[str, tuple[Literal["plain", "verify", "draft"], int]] = {
-        "plain": ("plain", 0), "verify": ("verify", large), "draft-small": ("draft", small), "draft-large": ("draft", large),
-    }  # fmt: skip
+    engines: dict[str, tuple[Stepping, int]] = {"plain": ("plain", 0), "verify": ("verify", large)}
+    for way in ways:
+        engines |= {f"{way}-small": (way, small), f"{way}-large": (way, large)}
     costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
-    judged = [cell for cell in cells if cell.method == "draft-large"]
-    return Measurements(enforce_eager=settings.enforce_eager, costs=tuple(costs), acceptances=acceptances(judged))
+    judged = {way: [cell for cell in cells if cell.method == f"{way}-large"] for way in ways}
+    firsts = [first_token(cells, "plain", "plain"), *(first_token(cells, f"{way}-large", way) for way in ways)]
+    return Measurements(
+        enforce_eager=settings.enforce_eager, costs=tuple(costs), first_tokens=tuple(firsts),
+        acceptances=tuple(found for way in ways for found in acceptances(judged[way], way)),
+    )  # fmt: skip
 
 
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
@@ -183,12 +207,17 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
         return
     small, large = settings.num_speculative_tokens
     drafted = [draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
+    ways: list[Way] = ["draft"]
+    if proposes_in_parallel(draft):
+        ways.append("parallel")
+        named = (("parallel-small", small), ("parallel-large", large))
+        drafted += [draft_method(draft, tokens, name, parallel_drafting=True) for name, tokens in named]
     methods = [Method("plain"), verify_method(large), *drafted]
     with publish(out, stage=run.stage) as folder:
         how = EngineOptions(settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager)
         with serving(target, methods, out.parent / "engine-logs", how) as served:
             cells = run_cells(served.urls, blocks_for(prompts, settings), settings.max_tokens, settle_s())
-        found = found_in(cells, settings)
+        found = found_in(cells, settings, ways)
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)
     for n in settings.concurrencies:
@@ -198,7 +227,7 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
 def _told(found: Measurements, concurrency: int) -> str:
     """Step costs at one concurrency in a line."""
     steps = [
-        f"K={cost.num_speculative_tokens}: {1000 * cost.seconds:.1f}"
+        f"K={cost.num_speculative_tokens}{' in one pass' if cost.method == 'parallel' else ''}: {1000 * cost.seconds:.1f}"
         for cost in found.costs
         if cost.concurrency == concurrency and cost.method != "verify"
     ]

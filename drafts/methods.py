@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drafts.parallel import CONFIG_KEY
+from pruning.plan import read_json
 from server.asking import NO_ANSWER, open_directly
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine
@@ -62,6 +64,12 @@ def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", 
         "draft_sample_method": "probabilistic", **options,
     }  # fmt: skip
     return Method(name, config)
+
+
+def proposes_in_parallel(draft: Path) -> bool:
+    """Whether a draft was trained to propose several tokens in one pass; of a folder that holds none, the engine complains."""
+    config = draft / "config.json"
+    return config.is_file() and CONFIG_KEY in read_json(config, "run 'understudy recover' again")
 
 
 def verify_method(num_speculative_tokens: int) -> Method:

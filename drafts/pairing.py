@@ -61,6 +61,8 @@ def serving_record(
     config: dict[str, Any] = {
         "method": "draft_model", "num_speculative_tokens": tokens, "draft_sample_method": "probabilistic"
     }  # fmt: skip
+    if choice.way == "parallel":
+        config["parallel_drafting"] = True
     if len(choice.schedule) > 1:
         config["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in choice.schedule]
     return {

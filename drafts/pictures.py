@@ -14,7 +14,7 @@ COLOURS = {
     "plain": "#8a8f98", "ngram": "#d98e32", "suffix": "#b5532d", "sibling": "#6a9a4a", "draft": "#2f6fb0",
     "draft_parallel": "#7a5aa6", "chosen": "#12355b",
 }  # fmt: skip
-STYLES = ("-", "--", ":", "-.")
+WAYS = {"draft": "one by one", "parallel": "in one pass"}
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
@@ -51,13 +51,21 @@ def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
     figure, (left, middle, right) = _figure(3, 13, 3.6)
     picked = choice.by_concurrency
     for place, n in enumerate(picked):
-        own = {c.num_speculative_tokens: c.speedup for c in choice.considered if c.concurrency == n}
         colour = _shade(place, len(picked))
-        left.plot(list(own), list(own.values()), "o-", color=colour, markersize=4, label=f"{n} at a time")
+        for way in measurements.ways:
+            found = {
+                (c.num_speculative_tokens): c.speedup for c in choice.considered if (c.concurrency, c.way) == (n, way)
+            }
+            if way == choice.way:
+                own = found
+                left.plot(list(own), list(own.values()), "o-", color=colour, markersize=4, label=f"{n} at a time")
+            else:
+                left.plot(list(found), list(found.values()), ":", color=colour, label=f"{n}, {WAYS[way]}")
         if picked[n]:
             left.plot([picked[n]], [own[picked[n]]], "o", markersize=12, fillstyle="none", color=colour)
     left.set(xlabel="draft tokens per step", ylabel="predicted speed-up", title="By number of draft tokens")
-    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in choice.considered}
+    chosen = [item for item in choice.considered if item.way == choice.way]
+    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in chosen}
     gained = [speedup_of.get(item, 1.0) for item in picked.items()]
     middle.plot(list(picked), gained, "o-", color=COLOURS["draft"], label="chosen")
     for n, height in zip(picked, gained, strict=True):
@@ -71,7 +79,7 @@ def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
     for axis in (left, middle):
         axis.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
         axis.legend(fontsize=8)
-    for item in measurements.acceptances:
+    for item in (found for found in measurements.acceptances if found.way == choice.way):
         steps = sum(item.histogram)
         reached = [sum(item.histogram[j:]) / steps for j in range(1, len(item.histogram))]
         right.plot(range(1, len(item.histogram)), reached, "o-", label=f"{item.kind}, T = {item.temperature:g}")

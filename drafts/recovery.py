@@ -2,296 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self
-
-import torch
-from accelerate import Accelerator
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from typing import Any
 
 from drafts.distilling import DATA, read_data
-from drafts.examples import Batch, Example, batches, split_examples
-from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
+from drafts.examples import split_examples
 from drafts.packaging import package
-from drafts.teacher import Teacher, decoder_and_head
-from pruning.checkpoint import load_target, write_checkpoint
+from drafts.parallel import CONFIG_KEY
+from drafts.teacher import Teacher
+from drafts.training import CHECKPOINT, RecoverSettings, Trainer, check, check_parallel
+from pruning.checkpoint import write_checkpoint
 from pruning.plan import load_plan, read_json
 from stages.errors import InputError
-from stages.folders import publish, storage_errors
+from stages.folders import publish
 from stages.hashing import checkpoint_hash, file_hash
-from stages.progress import log, progress
+from stages.progress import log
 from stages.provenance import Run, up_to_date
-from stages.settings import Settings
-
-CHECKPOINT = "training"
-
-
-class RecoverSettings(Settings):
-    """How the pruned model is trained.
-
-    Attributes:
-        kl_weight: weight of KL(target || draft) on the target's logits.
-        ce_weight: weight of cross-entropy on the target's tokens.
-        reverse_kl_weight: weight of KL(draft || target).
-        overlap_weight: weight of -log of the chance that a draft token is accepted.
-        start: a draft of the same plan to begin with instead of the kept layers, for another round of training.
-        from_scratch: train new weights of the pruned model's shape instead of the kept layers: an unpruned sibling, to
-            compare with.
-        prompt_weight: weight of prompt positions in the loss (answers count 1); 0 leaves them out.
-        tokens: judged positions to train on, over all epochs.
-        max_seconds: end earlier when this much time has passed; the learning rate follows whichever is nearer.
-        parallel_tokens: train the draft to propose this many tokens in one pass too, from mask tokens (PARD); 0 does not.
-        parallel_keep: share of the mask positions of one depth that the next depth keeps (conditional drop).
-        parallel_weight: weight of a mask position's loss: ``reach``, the chance that verification gets that far, or ``even``.
-        method: ``full`` trains all weights, ``lora`` low-rank matrices of rank ``lora_rank`` that are merged at the end.
-        teacher_cache_gib: memory for the target's final hidden states.
-        check_share: share of the prompts kept out of training to report overlap and agreement on.
-    """
-
-    kl_weight: float = Field(default=1.0, ge=0)
-    ce_weight: float = Field(default=0.0, ge=0)
-    reverse_kl_weight: float = Field(default=0.0, ge=0)
-    overlap_weight: float = Field(default=0.0, ge=0)
-    start: Path | None = None
-    from_scratch: bool = False
-    prompt_weight: float = Field(default=0.5, ge=0)
-    tokens: int = Field(default=6_000_000, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
-    parallel_tokens: int = Field(default=0, ge=0)
-    parallel_keep: float = Field(default=0.7, gt=0, le=1)
-    parallel_weight: Literal["reach", "even"] = "reach"
-    method: Literal["full", "lora"] = "full"
-    lora_rank: int = Field(default=16, ge=1)
-    optimizer: Literal["muon", "adamw"] = "muon"
-    learning_rate: float = Field(default=0.01, gt=0)
-    adam_learning_rate: float = Field(default=0.002, gt=0)
-    warmup_share: float = Field(default=0.02, ge=0, lt=1)
-    batch_tokens: int = Field(default=8192, ge=64)
-    max_length: int = Field(default=512, ge=16)
-    seed: int = 0
-    mixed_precision: Literal["bf16", "no"] = "bf16"
-    checkpoint_every_s: float = Field(default=120.0, gt=0)
-    teacher_cache_gib: float = Field(default=2.0, ge=0)
-    check_share: float = Field(default=0.03, gt=0, lt=0.5)
-
-    @model_validator(mode="after")
-    def _one_beginning(self) -> Self:
-        """Refuses two places to begin at."""
-        if self.start is not None and self.from_scratch:
-            raise ValueError("start and from_scratch exclude each other: give one of them")
-        return self
-
-    @property
-    def judges_by_logits(self) -> bool:
-        """Whether a loss needs the target's logits."""
-        return self.kl_weight + self.reverse_kl_weight + self.overlap_weight > 0
-
-
-@dataclass
-class Position:
-    """Where training stands; saved with every checkpoint."""
-
-    epoch: int = 0
-    batch: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class Student(nn.Module):
-    """The pruned model behind one forward that gives logits at judged positions only (DDP and FSDP wrap this)."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids_BT: Tensor, rows_N: Tensor, columns_N: Tensor) -> Tensor:
-        """Logits [N, V] of the positions (rows, columns)."""
-        decoder, head = decoder_and_head(self.model)
-        hidden = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return head(hidden[rows_N, columns_N])
-
-
-def learning_rate_factor(done: float, warmup: float) -> float:
-    """Linear warm-up over ``warmup`` of the run, then linear decay to zero; ``done`` in [0, 1]."""
-    if done < warmup:
-        return max(done / warmup, 0.05)
-    return max((1 - done) / (1 - warmup), 0.0)
-
-
-def make_optimizers(model: nn.Module, settings: RecoverSettings) -> list[torch.optim.Optimizer]:
-    """Muon for matrices inside the layers and AdamW for the rest, or AdamW for all."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inner = [p for name, p in trained if p.ndim == 2 and "layers." in name and "lora" not in name]
-    if settings.optimizer == "adamw" or not inner:
-        return [torch.optim.AdamW([p for _, p in trained], lr=settings.adam_learning_rate, weight_decay=0.0)]
-    chosen = {id(p) for p in inner}
-    rest = [p for _, p in trained if id(p) not in chosen]
-    return [
-        torch.optim.Muon(inner, lr=settings.learning_rate, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=settings.adam_learning_rate, weight_decay=0.0),
-    ]
-
-
-def add_lora(model: Any, rank: int) -> Any:
-    """Wraps the model with LoRA on all linear layers but the head; base weights are frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
-
-
-def loss_of(student_NV: Tensor, teacher_NV: Tensor | None, batch: Batch, settings: RecoverSettings) -> Tensor:
-    """The weighted sum of the chosen losses on one batch."""
-    loss = student_NV.new_zeros((), dtype=torch.float32)
-    if settings.ce_weight > 0:
-        loss = loss + settings.ce_weight * cross_entropy(student_NV, batch.labels_N, batch.weights_N)
-    if teacher_NV is None:
-        return loss
-    for weight, of in (
-        (settings.kl_weight, forward_kl),
-        (settings.reverse_kl_weight, reverse_kl),
-        (settings.overlap_weight, negative_log_overlap),
-    ):
-        if weight > 0:
-            loss = loss + weight * of(student_NV, teacher_NV, batch.weights_N)
-    return loss
-
-
-@torch.no_grad()
-def check(
-    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings
-) -> dict[str, float]:
-    """Overlap sum min(p, q) and argmax agreement with the target on answers that were not trained on."""
-    if not examples:
-        return {}
-    device = next(student.parameters()).device
-    sums, count = [0.0, 0.0], 0
-    for batch in batches(examples, settings.batch_tokens, 0.0, settings.seed, 0):
-        moved = batch.to(device)
-        student_NV = student(moved.ids_BT, moved.rows_N, moved.columns_N)
-        teacher_NV = teacher.logits(moved)
-        sums[0] += overlap(student_NV, teacher_NV).sum().item()
-        sums[1] += agreement(student_NV, teacher_NV).sum().item()
-        count += batch.num_tokens
-    return {"overlap": sums[0] / count, "agreement": sums[1] / count, "check_tokens": float(count)}
-
-
-class Trainer:
-    """One recovery: student, teacher, optimisers and the position in the data."""
-
-    def __init__(self, target: Path, pruned: Path, folder: Path, settings: RecoverSettings):
-        self.settings, self.folder = settings, folder
-        precision = settings.mixed_precision
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-        if self.accelerator.num_processes > 1:
-            raise InputError("recover: runs in one process; start it without 'accelerate launch'")
-        torch.manual_seed(settings.seed)
-        model, self.tokenizer = load_target(settings.start or pruned, dtype="float32")
-        if settings.from_scratch:
-            model = type(model)(model.config)
-        if self.accelerator.device.type == "cpu":
-            model.set_attn_implementation("eager")  # the fused kernel's backward is the slower one there
-        if settings.method == "lora":
-            model = add_lora(model, settings.lora_rank)
-        self.needs_teacher = settings.judges_by_logits
-        teacher_model, _ = load_target(target)
-        self.teacher_model = teacher_model.to(self.accelerator.device)
-        student = Student(model)
-        prepared = self.accelerator.prepare(student, *make_optimizers(student, settings))
-        self.student, self.optimizers = prepared[0], list(prepared[1:])
-        self.base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.position = Position()
-        self.losses: list[tuple[int, float]] = []
-
-    def restore(self) -> None:
-        """Continues from the last checkpoint, if there is one."""
-        state = self.folder / CHECKPOINT / "position.json"
-        if not state.is_file():
-            return
-        self.accelerator.load_state(str(self.folder / CHECKPOINT))
-        saved = json.loads(state.read_text(encoding="utf-8"))
-        self.losses = [tuple(pair) for pair in saved.pop("losses")]
-        self.position = Position(**saved)
-        log(f"recovery resumes at {self.position.tokens:,} tokens")
-
-    def save(self) -> None:
-        """Writes a checkpoint beside the last one, then takes its place."""
-        fresh, place = self.folder / f".{CHECKPOINT}.partial", self.folder / CHECKPOINT
-        with storage_errors(self.folder):
-            shutil.rmtree(fresh, ignore_errors=True)
-            self.accelerator.save_state(str(fresh))
-            state = {**asdict(self.position), "losses": self.losses}
-            (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
-            shutil.rmtree(place, ignore_errors=True)
-            fresh.rename(place)
-
-    def done(self) -> float:
-        """Share of the budget used, in tokens or seconds, whichever is further."""
-        by_tokens = self.position.tokens / self.settings.tokens
-        by_time = self.position.seconds / self.settings.max_seconds if self.settings.max_seconds else 0.0
-        return min(max(by_tokens, by_time), 1.0)
-
-    def step(self, batch: Batch, teacher: Teacher | None) -> float:
-        """One optimiser step on one batch; returns the loss."""
-        moved = batch.to(self.accelerator.device)
-        factor = learning_rate_factor(self.done(), self.settings.warmup_share)
-        for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-        with self.accelerator.autocast():
-            teacher_NV = teacher.logits(moved) if teacher else None
-            student_NV = self.student(moved.ids_BT, moved.rows_N, moved.columns_N)
-            loss = loss_of(student_NV, teacher_NV, moved, self.settings)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.student.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return float(loss.detach())
-
-    def train(self, examples: Sequence[Example]) -> None:
-        """Trains until the budget is used up; checkpoints on the way, when interrupted, and at the end."""
-        try:
-            self._train(examples)
-        except KeyboardInterrupt:
-            self.save()
-            raise
-        self.save()
-
-    def _train(self, examples: Sequence[Example]) -> None:
-        settings, position = self.settings, self.position
-        teacher = Teacher(self.teacher_model, int(settings.teacher_cache_gib * 2**30)) if self.needs_teacher else None
-        saved = last = time.monotonic()
-        with progress("recovery", 100, "%", done=100 * self.done()) as advance:
-            while self.done() < 1:
-                epoch = batches(examples, settings.batch_tokens, settings.prompt_weight, settings.seed, position.epoch)
-                for number, batch in enumerate(epoch):
-                    if number < position.batch:
-                        continue
-                    before = self.done()
-                    loss = self.step(batch, teacher)
-                    now = time.monotonic()
-                    position.seconds, last = position.seconds + now - last, now
-                    position.tokens, position.batch = position.tokens + batch.num_tokens, number + 1
-                    self.losses.append((position.tokens, round(loss, 4)))
-                    advance(100 * (self.done() - before), note=f"loss {loss:.3f}, {position.tokens:,} positions")
-                    if now - saved > settings.checkpoint_every_s:
-                        self.save()
-                        saved = time.monotonic()
-                    if self.done() >= 1:
-                        return
-                position.epoch, position.batch = position.epoch + 1, 0
-
-    def finished(self) -> Any:
-        """The trained model, LoRA merged, without wrappers."""
-        model = self.accelerator.unwrap_model(self.student).model
-        return model.merge_and_unload() if self.settings.method == "lora" else model
 
 
 def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
@@ -349,8 +77,13 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         trainer.train(training)
         check_teacher = Teacher(trainer.teacher_model, 0)
         with trainer.accelerator.autocast():
-            figures = check(trainer.student, check_teacher, kept_out, settings)
+            figures: dict[str, Any] = check(trainer.student, check_teacher, kept_out, settings)
+            if trainer.mask_token is not None and kept_out:
+                shares = check_parallel(trainer.student, check_teacher, kept_out, settings, trainer.mask_token)
+                figures["parallel_overlap"] = shares
         config = read_json(pruned / "config.json", "run 'understudy prune' again")
+        if trainer.mask_token is not None:
+            config[CONFIG_KEY] = trainer.mask_token
         write_checkpoint(trainer.finished().to(trainer.teacher_model.dtype), target, folder, config)
         shutil.copy2(pruned / "plan.json", folder / "plan.json")
         curve = trainer.losses[:: max(1, len(trainer.losses) // 200)]

@@ -19,7 +19,8 @@ from drafts.building import Recipe, check_recipe, read_recipe
 from drafts.distilling import DistillSettings, distill
 from drafts.evaluating import EvaluateSettings, Figures, evaluate
 from drafts.merging import MergeSettings, merge
-from drafts.recovery import RecoverSettings, recover
+from drafts.recovery import recover
+from drafts.training import RecoverSettings
 from pruning.checkpoint import load_config
 from pruning.plan import load_plan
 from pruning.prune import PruneSettings, decide, prune, prune_run

@@ -6,6 +6,7 @@ from drafts.choosing import (
     Acceptance,
     Choice,
     ChooseSettings,
+    FirstToken,
     Measurements,
     StepCost,
     acceptance_length,
@@ -53,6 +54,38 @@ def test_a_perfect_draft_takes_all_tokens() -> None:
     assert choice.expected is not None
     assert choice.expected.speedup == pytest.approx(7 * 10 / 16)
     assert choice.expected.acceptance_rate == pytest.approx(1.0)
+
+
+def test_reading_prompts_is_what_both_have_in_common() -> None:
+    """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too."""
+    firsts = tuple(
+        FirstToken(method=method, seconds=seconds, later_tokens=40)  # type: ignore[arg-type]
+        for method, seconds in (("plain", 0.05), ("draft", 0.07))
+    )
+    found = measurements(PERFECT, *costs(4)).model_copy(update={"first_tokens": firsts})
+    choice = choose(found, ChooseSettings())
+    assert choice.expected is not None
+    served = {p.concurrency: p.speedup for p in choice.expected.predictions}
+    assert served[1] == pytest.approx((400 + 50) / (40 / 7 * 16 + 70))
+    assert served[4] == pytest.approx((400 + 200) / (40 / 7 * 16 + 280))
+
+
+@pytest.mark.parametrize(("in_one_pass", "way"), [(0.0105, "parallel"), (0.05, "draft")])
+def test_the_better_way_of_drafting_is_taken(in_one_pass: float, way: str) -> None:
+    """One pass accepts less at later positions, but costs nearly nothing; or far too much."""
+    more = [
+        StepCost(method="parallel", concurrency=1, num_speculative_tokens=k, seconds=in_one_pass, low=0.01, high=0.06)
+        for k in (2, 6)
+    ]
+    accepted = Acceptance(kind="code", temperature=0.0, histogram=(30, 30, 20, 12, 5, 3, 0), way="parallel")
+    base = measurements(MIDDLING, *more)
+    both = base.model_copy(update={"acceptances": (*base.acceptances, accepted)})
+    choice = choose(both, ChooseSettings())
+    assert choice.way == way
+    assert ("all in one pass (over" in choice.reason) == (way == "parallel")
+    assert choice.expected is not None
+    assert len(choice.expected.predictions) == 1
+    assert {item.way for item in choice.considered} == {"draft", "parallel"}
 
 
 def test_a_useless_draft_is_refused() -> None:

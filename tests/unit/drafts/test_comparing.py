@@ -38,6 +38,22 @@ def test_another_draft_is_served_as_the_pairs_is(tmp_path: Path) -> None:
     assert by_name["sibling"] == {**DRAFTED.speculative_config, "model": str(tmp_path)}  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_draft_that_can_propose_in_one_pass_is_compared_in_both_ways(tmp_path: Path, chosen: bool) -> None:
+    (tmp_path / "config.json").write_text('{"pard_token": 7}')
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    way = {"parallel_drafting": True} if chosen else {}
+    made = pair({"method": "draft_model", "num_speculative_tokens": 3, **way})
+    found = methods_of(made.model_copy(update={"draft": tmp_path}), {"sibling": plain})
+    configs = {method.name: method.speculative_config or {} for method in found}
+    assert bool(configs["draft"].get("parallel_drafting")) == chosen
+    other = configs["draft_sequential" if chosen else "draft_parallel"]
+    assert bool(other.get("parallel_drafting")) != chosen
+    assert "parallel_drafting" not in configs["sibling"]
+
+
 def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no draft"):
         methods_of(DRAFTED, {"sibling": tmp_path})

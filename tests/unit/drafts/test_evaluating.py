@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,40 @@ def test_greedy_lengths_are_those_of_a_real_run(made: dict[str, Path]) -> None:
                 place, steps = place + right + 1, steps + 1
             tokens += len(answer)
         assert figures.acceptance_lengths[2] == pytest.approx(tokens / steps)
+
+
+def test_greedy_lengths_in_one_pass_are_those_of_a_real_run(made: dict[str, Path], tmp_path: Path) -> None:
+    """Against a loop in which the draft reads the newest token and two masks, and the target judges what it says there."""
+    mask = 7
+    folder = tmp_path / "parallel"
+    shutil.copytree(made["target"], folder)  # the target itself: it is right first, and lost at masks
+    pico.edit_config(folder, pard_token=mask)
+    settings = EvaluateSettings(num_speculative_tokens=3)
+    found = {(f.kind, f.temperature): f for f in evaluate(made["target"], folder, made["data"], None, settings)}
+    target, tokenizer = load_target(made["target"], dtype="float32")
+    for kind in ("code", "chat"):
+        tokens = steps = 0
+        for record in read_data(made["data"] / DATA):
+            if (record["kind"], record["temperature"]) != (kind, 0.0):
+                continue
+            prompt = tokenizer(record["prompt"])["input_ids"]
+            answer = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
+            answer += [tokenizer.eos_token_id] if record["finish_reason"] == "stop" else []
+            place = 0
+            while place < len(answer):
+                context = prompt + answer[:place]
+                guesses = target(torch.tensor([[*context, mask, mask]])).logits[0, -3:].argmax(-1).tolist()
+                right = 0
+                for guess, token in zip(guesses, answer[place:], strict=False):
+                    if guess != int(target(torch.tensor([context])).logits[0, -1].argmax()):
+                        break
+                    context.append(token)  # a pico model's bytes are not all text, and come back as other tokens
+                    right += 1
+                place, steps = place + right + 1, steps + 1
+            tokens += len(answer)
+        assert found[kind, 0.0].parallel_lengths[2] == pytest.approx(tokens / steps)
+        assert 1.9 < found[kind, 0.0].parallel_lengths[0] <= 2.0
+    assert all(len(f.parallel_lengths) == 3 for f in found.values())
 
 
 def test_no_answers_are_refused(made: dict[str, Path], tmp_path: Path) -> None:

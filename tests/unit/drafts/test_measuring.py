@@ -12,7 +12,7 @@ from drafts.measuring import (
     blocks_for,
     found_in,
     quartiles,
-    relative_steps,
+    relative_to_plain,
     step_seconds,
 )
 from drafts.prompts import Prompt
@@ -69,7 +69,7 @@ def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> N
             cells += cell(one, one, method=method, kind=kind, concurrency=concurrency)
     judged = replace(answer(0.5), speculation=Speculation(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
     cells += cell(judged, judged, method="draft-large")
-    found = found_in(cells, settings)
+    found = found_in(cells, settings, ["draft"])
     table = {(c.method, c.concurrency, c.num_speculative_tokens): c.seconds for c in found.costs}
     assert len(table) == len(found.costs) == 8
     assert table["plain", 1, 0] == pytest.approx(0.01)
@@ -82,7 +82,7 @@ def test_acceptance_is_counted_by_the_kind_of_each_prompt_at_all_concurrencies()
     code = replace(answer(0.5), speculation=Speculation(2, 4, 1, (1, 1, 0)))
     chat = replace(code, kind="chat", speculation=Speculation(3, 6, 6, (0, 0, 3)))
     cells = cell(code, method="draft-large") + cell(code, chat, method="draft-large", kind=ALL, concurrency=4)
-    assert [(a.kind, a.histogram) for a in acceptances(cells)] == [("chat", (0, 0, 3)), ("code", (2, 2, 0))]
+    assert [(a.kind, a.histogram) for a in acceptances(cells, "draft")] == [("chat", (0, 0, 3)), ("code", (2, 2, 0))]
 
 
 def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plain() -> None:
@@ -93,5 +93,26 @@ def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plai
         return [plain, Cell("draft", Condition("code", 1, 0.0), number, (answer(0.15 * factor),), 1.0)]
 
     made = [*turn(0, 1.0), *turn(1, 5.0)]
-    ratios = relative_steps([c for c in made if c.method == "draft"], [c for c in made if c.method == "plain"])
+    drafted, plain = ([c for c in made if c.method == method] for method in ("draft", "plain"))
+    ratios = relative_to_plain(drafted, plain, lambda cell: [answer.e2e_s - answer.ttft_s for answer in cell.answers])
     assert ratios == [pytest.approx(1.5)] * 2
+
+
+def test_a_draft_that_can_propose_in_one_pass_is_measured_in_both_ways() -> None:
+    settings = MeasureSettings(concurrencies=(1,), num_speculative_tokens=(2, 6))
+    cells = []
+    for method, seconds in (("plain", 0.1), ("verify", 0.2), ("draft-small", 0.3), ("draft-large", 0.4)):
+        cells += cell(answer(seconds), answer(seconds), method=method)
+    slow = replace(answer(0.5), ttft_s=1.5, e2e_s=2.0, speculation=Speculation(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
+    for method in ("parallel-small", "parallel-large"):
+        cells += cell(slow, slow, method=method)
+    found = found_in(cells, settings, ["draft", "parallel"])
+    assert found.ways == ("draft", "parallel")
+    assert {a.way: a.histogram for a in found.acceptances}["parallel"] == (4, 2, 2, 2, 0, 0, 0)
+    assert {(c.method, c.num_speculative_tokens) for c in found.costs} >= {
+        ("draft", 6),
+        ("parallel", 2),
+        ("parallel", 6),
+    }
+    firsts = {first.method: (first.seconds, first.later_tokens) for first in found.first_tokens}
+    assert firsts == {"plain": (1.0, 10.0), "draft": (1.0, 10.0), "parallel": (1.5, 10.0)}

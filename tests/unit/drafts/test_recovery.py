@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafts import recovery
+from drafts import recovery, training
 from drafts.distilling import DATA, DistillSettings, distill, read_data
 from drafts.examples import Example, collate
-from drafts.recovery import RecoverSettings, Trainer, learning_rate_factor, recover
+from drafts.recovery import recover
 from drafts.teacher import Teacher
+from drafts.training import RecoverSettings, Trainer, learning_rate_factor
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
 from stages import provenance
@@ -105,11 +106,11 @@ def test_recovery_resumes_to_the_same_weights(
             raise KeyboardInterrupt
         return real(self, batch, teacher)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recovery.Trainer, "step", interrupted)
+    monkeypatch.setattr(training.Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(made, tmp_path / "halved")
     assert not (tmp_path / "halved").exists()
-    monkeypatch.setattr(recovery.Trainer, "step", real)
+    monkeypatch.setattr(training.Trainer, "step", real)
     run(made, tmp_path / "halved")
     assert not (tmp_path / "halved" / recovery.CHECKPOINT).exists()
     whole, halved = load_model(tmp_path / "whole"), load_model(tmp_path / "halved")
@@ -194,3 +195,25 @@ def test_rounds_that_make_no_sense_are_refused(made: dict[str, Path], tmp_path: 
         RecoverSettings(start=tmp_path, from_scratch=True)
     with pytest.raises(ValueError, match="a draft is started here"):
         DistillSettings(answerer=tmp_path, backend="url", url="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_draft_learns_to_propose_several_tokens_in_one_pass(
+    made: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    settings = RECOVER.model_copy(update={"method": method, "adam_learning_rate": 0.01, "parallel_tokens": 3})
+    before = run(made, tmp_path / "before", settings.model_copy(update={"tokens": 1, "warmup_share": 0.9}))
+    after = run(made, tmp_path / "after", settings.model_copy(update={"tokens": 12_000}))
+    for depth in range(3):
+        assert after["parallel_overlap"][depth] > before["parallel_overlap"][depth]  # type: ignore[index]
+    config = json.loads((tmp_path / "after" / "config.json").read_text())
+    _, tokenizer = load_target(made["target"])
+    assert tokenizer.decode([config["pard_token"]]) == "\ufffd"
+
+
+def test_windows_that_masks_would_see_past_are_refused(tmp_path: Path) -> None:
+    sliding = next(case for case in pico.CASES if case.name == "mistral-sliding")
+    target = pico.save(sliding.model(), tmp_path / "target")
+    prune(target, tmp_path / "pruned", PruneSettings(keep=2))
+    with pytest.raises(InputError, match="sliding-window"):
+        Trainer(target, tmp_path / "pruned", tmp_path, RECOVER.model_copy(update={"parallel_tokens": 3}))
