@@ -29,7 +29,7 @@ prompts: {{train: {PROMPTS / "train.jsonl"}, validation: {PROMPTS / "validation.
 out: {folder / "out"}
 prune: {{keep: 1}}
 distill: {{max_prompts: 24, max_tokens: 24, concurrency: 8}}
-recover: {{tokens: 12000, batch_tokens: 2048}}
+recover: {{tokens: 12000, batch_tokens: 2048, parallel_tokens: 3}}
 measure: {{prompts_per_kind: 1, repeats: 1, max_tokens: 16, temperatures: [0.0], concurrencies: [1, 2]}}
 choose: {{min_gain: 0.0}}
 """
@@ -80,8 +80,8 @@ def test_an_interrupted_build_resumes_and_ends_with_a_pair_that_can_be_served(bu
     pair = read_pair(built / "out" / "pair")
     assert pair.target == (ROOT / "reference" / "target").resolve()
     measured = json.loads((built / "out" / "measured" / "measurements.json").read_text())
-    assert [(c["method"], c["num_speculative_tokens"]) for c in measured["costs"]][:4] == [
-        ("plain", 0), ("verify", 6), ("draft", 2), ("draft", 6)
+    assert [(c["method"], c["num_speculative_tokens"]) for c in measured["costs"]][:6] == [
+        ("plain", 0), ("verify", 6), ("draft", 2), ("draft", 6), ("parallel", 2), ("parallel", 6)
     ]  # fmt: skip
     assert (built / "out" / "pair" / "choice.png").stat().st_size > 1000
 
@@ -111,7 +111,10 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     serving = json.loads((built / "out" / "pair" / "serving.json").read_text())
-    methods = {"plain", "ngram", "draft"} if serving["draft"] else {"plain", "ngram"}
+    methods = {"plain", "ngram"}
+    if serving["draft"]:
+        in_one_pass = serving["speculative_config"].get("parallel_drafting", False)
+        methods |= {"draft", "draft_sequential" if in_one_pass else "draft_parallel"}
     keys = {(r["method"], r["kind"], r["concurrency"], r["temperature"]) for r in record["rows"]}
     assert keys == {(m, k, c, t) for m in methods for k in ("code", "chat") for c in (2,) for t in (0.0, 1.0)}
     for row in record["rows"]:
