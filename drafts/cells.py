@@ -8,12 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from drafts.client import Answer, Sampling, ask_all
 from drafts.looping import loops
-from drafts.methods import MODEL
+from drafts.methods import MODEL, EngineOptions, Method, serving, settle_s
 from drafts.prompts import Prompt
+from server.engine_command import cpu_build_installed
 from stages.progress import progress
 
 Tokenize = Callable[[str], Sequence[int]]
@@ -131,6 +133,31 @@ def run_cells(
                 answers, wall = asyncio.run(asked)
                 cells.append(Cell(method, block.condition, turn, tuple(answers), wall))
                 advance(1, note=f"{method} {block.condition.kind}")
+    return cells
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What several methods are asked.
+
+    Attributes:
+        one_at_a_time: whether each method is served by itself; None: on GPUs.
+    """
+
+    blocks: tuple[Block, ...]
+    max_tokens: int
+    one_at_a_time: bool | None = None
+
+
+def ask_methods(
+    target: Path, methods: Sequence[Method], asking: Asking, logs: Path, options: EngineOptions
+) -> list[Cell]:
+    """Serves the methods and runs every block with each of them: side by side, or one method after the other."""
+    alone = not cpu_build_installed() if asking.one_at_a_time is None else asking.one_at_a_time
+    cells = []
+    for together in [[method] for method in methods] if alone else [methods]:
+        with serving(target, together, logs, options) as served:
+            cells += run_cells(served.urls, asking.blocks, asking.max_tokens, settle_s(), served.forget)
     return cells
 
 

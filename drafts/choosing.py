@@ -77,10 +77,11 @@ class Measurements(Settings):
     """What ``understudy measure`` found in the real engine on this machine.
 
     Attributes:
-        enforce_eager: how the engines were started; the pair is served the same way.
+        enforce_eager, engine_args: how the engines were started; the pair is served the same way.
     """
 
     enforce_eager: bool | None = None
+    engine_args: tuple[str, ...] = ()
     costs: tuple[StepCost, ...]
     acceptances: tuple[Acceptance, ...]
     first_tokens: tuple[FirstToken, ...] = ()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from drafts.cells import Cell, blocks_of, conditions_of, differing, rows_of, run_cells
+from drafts.cells import Asking, Cell, ask_methods, blocks_of, conditions_of, differing, rows_of
 from drafts.encoding import fitting
 from drafts.methods import (
     NGRAM,
@@ -18,8 +18,6 @@ from drafts.methods import (
     EngineOptions,
     Method,
     proposes_in_parallel,
-    serving,
-    settle_s,
     suffix_installed,
 )
 from drafts.pairing import CHOICE
@@ -55,6 +53,7 @@ class CompareSettings(Settings):
         block_size: prompts after which the next method takes its turn.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens.
         enforce_eager: whether engines run without compiling; the pair's own setting when not given.
+        one_at_a_time: as for ``measure``.
     """
 
     prompts_per_kind: int | None = Field(default=None, ge=1)
@@ -67,6 +66,7 @@ class CompareSettings(Settings):
     seed: int = 0
     drafts: dict[str, Path] = Field(default_factory=dict)
     enforce_eager: bool | None = None
+    one_at_a_time: bool | None = None
 
 
 def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
@@ -136,11 +136,11 @@ def compare(
     run = provenance.Run("compare", settings.model_dump(mode="json"), inputs, settings.seed)
     logs = out.parent / "engine-logs"
     eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
-    how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager)
-    with serving(target, methods, logs, how) as served:
-        conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
-        blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
-        cells = run_cells(served.urls, blocks, settings.max_tokens, settle_s(), served.forget)
+    how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager, pair.serving.engine_args)
+    conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
+    blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
+    asked = Asking(tuple(blocks), settings.max_tokens, settings.one_at_a_time)
+    cells = ask_methods(target, methods, asked, logs, how)
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     add_predictions(rows, pair)
     by_id = {prompt.id: prompt for prompt in prompts}

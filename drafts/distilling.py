@@ -54,6 +54,8 @@ class DistillSettings(Settings):
         concurrency: requests in flight.
         answerer: a draft that answers in the target's place: what it would say itself, to be trained on with the target's logits
             (on-policy, arXiv 2306.13649).
+        engine_args: further arguments of the engine that ``vllm`` starts (``--tensor-parallel-size 4``); as they change no
+            answers, an unfinished distillation may go on with others.
         mixture: share of the prompts by mode; shares count relative to their sum. Modes other than ``direct`` need
             prompts with a ``reference``.
     """
@@ -69,6 +71,7 @@ class DistillSettings(Settings):
     concurrency: int = Field(default=128, ge=1)
     max_model_len: int = Field(default=512, ge=16)
     answerer: Path | None = None
+    engine_args: tuple[str, ...] = Field(default=(), exclude=True)
     mixture: dict[Mode, Annotated[float, Field(gt=0)]] = Field(default={"direct": 1.0}, min_length=1)
 
     @model_validator(mode="after")
@@ -178,7 +181,7 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
     engine = EngineSettings(
         model=target, served_model_name=settings.model, max_model_len=settings.max_model_len,
         log_file=log_file, max_num_seqs=settings.concurrency, spare_core=False,
-        extra_args=("--max-num-batched-tokens", str(PREFILL_TOKENS)),
+        extra_args=("--max-num-batched-tokens", str(PREFILL_TOKENS), *settings.engine_args),
     )  # fmt: skip
     with LocalEngine(engine) as running:
         yield running.url, settings.model

@@ -72,13 +72,15 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / 20e9
     measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
     weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
-    memory = f"{recovery_bytes(draft, recipe.recover.method) / 2**20:,.0f} MiB for training"
+    trained = recovery_bytes(draft, recipe.recover.method) / 2**20
+    memory = f"{trained:,.0f} MiB for training, {target.bytes() / 2**20:,.0f} MiB for the target as teacher"
+    engines = 6 if recipe.recover.parallel_tokens else 4
     learn = min(teacher + train, limit) if limit else teacher + train
     served = 2 * ENGINE_START_S + 2.2 * measured * recipe.measure.max_tokens * step
     return target, draft, [
         Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),
         Line("recover", f"{recipe.recover.tokens:,} positions, {memory}", learn),
-        Line("measure", f"four engines, {measured} prompts each", served),
+        Line("measure", f"{engines} engines, {measured} prompts each", served),
         Line("choose", "decide from the measurements", 1.0),
     ]  # fmt: skip

@@ -16,11 +16,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from drafts.cells import Block, Cell, Condition, blocks_of, conditions_of, histogram, run_cells
+from drafts.cells import Asking, Block, Cell, Condition, ask_methods, blocks_of, conditions_of, histogram
 from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Way, cost_split
 from drafts.client import Answer
 from drafts.encoding import fitting
-from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, serving, settle_s, verify_method
+from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, verify_method
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
@@ -47,6 +47,9 @@ class MeasureSettings(Settings):
         prompts_per_kind: size of the seeded sample that is asked at the first concurrency.
         concurrencies: requests at a time that steps are timed at; at all but the first as many prompts as it takes.
         enforce_eager: whether engines run without compiling; the default compiles on GPUs only.
+        engine_args: further arguments of all engines; the pair is served with them too.
+        one_at_a_time: serve one method after the other instead of all side by side, taking turns prompt by prompt. The default does
+            so on GPUs, whose memory one engine takes for itself; their speed hardly drifts.
     """
 
     num_speculative_tokens: tuple[Count, Count] = (2, 6)
@@ -58,6 +61,8 @@ class MeasureSettings(Settings):
     seed: int = 0
     max_model_len: int = Field(default=512, ge=16)
     enforce_eager: bool | None = None
+    engine_args: tuple[str, ...] = ()
+    one_at_a_time: bool | None = None
 
     @model_validator(mode="after")
     def _two_different(self) -> Self:
@@ -193,7 +198,7 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
     judged = {way: [cell for cell in cells if cell.method == f"{way}-large"] for way in ways}
     firsts = [first_token(cells, "plain", "plain"), *(first_token(cells, f"{way}-large", way) for way in ways)]
     return Measurements(
-        enforce_eager=settings.enforce_eager, costs=tuple(costs), first_tokens=tuple(firsts),
+        enforce_eager=settings.enforce_eager, engine_args=settings.engine_args, costs=tuple(costs), first_tokens=tuple(firsts),
         acceptances=tuple(found for way in ways for found in acceptances(judged[way], way)),
     )  # fmt: skip
 
@@ -214,9 +219,11 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
         drafted += [draft_method(draft, tokens, name, parallel_drafting=True) for name, tokens in named]
     methods = [Method("plain"), verify_method(large), *drafted]
     with publish(out, stage=run.stage) as folder:
-        how = EngineOptions(settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager)
-        with serving(target, methods, out.parent / "engine-logs", how) as served:
-            cells = run_cells(served.urls, blocks_for(prompts, settings), settings.max_tokens, settle_s())
+        how = EngineOptions(
+            settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager, settings.engine_args
+        )
+        asked = Asking(tuple(blocks_for(prompts, settings)), settings.max_tokens, settings.one_at_a_time)
+        cells = ask_methods(target, methods, asked, out.parent / "engine-logs", how)
         found = found_in(cells, settings, ways)
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)

@@ -87,6 +87,7 @@ class EngineOptions:
     max_model_len: int
     max_num_seqs: int
     enforce_eager: bool | None = None
+    extra_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _engine(target: Path, method: Method, folder: Path, options: EngineOptions, 
         model=target, served_model_name=MODEL, speculative_config=method.speculative_config,
         max_model_len=options.max_model_len, max_num_seqs=options.max_num_seqs, enforce_eager=options.enforce_eager,
         log_file=folder / f"engine-{method.name}.log", environment=more.get("environment", {}),
-        extra_args=("--no-enable-prefix-caching", *more.get("extra_args", ())),
+        extra_args=("--no-enable-prefix-caching", *options.extra_args, *more.get("extra_args", ())),
     )  # fmt: skip
     return LocalEngine(settings, launch=launch)
 

@@ -54,7 +54,7 @@ def _reference(folder: Path, place: Path) -> dict[str, str]:
 
 
 def serving_record(
-    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int, enforce_eager: bool | None
+    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int, measured: Measurements
 ) -> dict[str, Any]:
     """The content of ``serving.json``."""
     tokens = choice.num_speculative_tokens
@@ -72,7 +72,8 @@ def serving_record(
         "draft": _reference(draft, place) if tokens else None,
         "speculative_config": config if tokens else None,
         "max_model_len": max_model_len,
-        "enforce_eager": enforce_eager,
+        "enforce_eager": measured.enforce_eager,
+        "engine_args": list(measured.engine_args),
         "expected": choice.expected.model_dump() if choice.expected else None,
         "reason": choice.reason,
     }
@@ -96,7 +97,7 @@ def choose_pair(
         return
     choice = choose(measurements, settings)
     with publish(out, stage=run.stage) as folder:
-        record = serving_record(target, draft, choice, out, name, max_model_len, measurements.enforce_eager)
+        record = serving_record(target, draft, choice, out, name, max_model_len, measurements)
         write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
         write_text(folder / CHOICE, json.dumps(choice.model_dump(mode="json"), indent=2) + "\n")
         draw_choice(choice, measurements, folder / "choice.png")

@@ -48,5 +48,8 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """The target's logits [N, V] at the batch's judged positions."""
-        return self._head(self._hidden(batch)[batch.rows_N, batch.columns_N])
+        """The target's logits [N, V] at the batch's judged positions, on the batch's device."""
+        hidden = self._hidden(batch)
+        rows, columns = batch.rows_N.to(hidden.device), batch.columns_N.to(hidden.device)
+        logits: Tensor = self._head(hidden[rows, columns])
+        return logits.to(batch.ids_BT.device)

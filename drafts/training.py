@@ -256,8 +256,7 @@ class Trainer:
         if settings.method == "lora":
             model = add_lora(model, settings.lora_rank, self.mask_token)
         self.needs_teacher = settings.judges_by_logits
-        teacher_model, _ = load_target(target)
-        self.teacher_model = teacher_model.to(self.accelerator.device)
+        self.teacher_model, _ = load_target(target, device="auto")  # over all GPUs where there are several
         student = Student(model)
         prepared = self.accelerator.prepare(student, *make_optimizers(student, settings))
         self.student, self.optimizers = prepared[0], list(prepared[1:])

@@ -196,6 +196,7 @@ def _engine(
         model=pair.target, served_model_name=MODEL, speculative_config=speculative_config,
         max_model_len=pair.serving.max_model_len, log_file=settings.log_folder / f"engine-{name}.log",
         environment=settings.engine_environment, enforce_eager=pair.serving.enforce_eager,
+        extra_args=pair.serving.engine_args,
     )  # fmt: skip
     log(f"starting the engine ({name})")
     with LocalEngine(engine) as running:

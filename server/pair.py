@@ -54,6 +54,8 @@ class ServingFile(Settings):
     max_model_len: int = Field(ge=1)
     enforce_eager: bool | None = None
     """Whether the engine runs without compiling; None leaves it to the engine's settings."""
+    engine_args: tuple[str, ...] = ()
+    """Further arguments of the engine's command line."""
     expected: Expected | None = None
     reason: str = ""
 

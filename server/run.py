@@ -63,6 +63,7 @@ def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSetting
     fields = {
         "model": pair.target, "served_model_name": serving.served_model_name, "max_model_len": serving.max_model_len,
         "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
+        "extra_args": serving.engine_args,
         "log_file": log_file, **more,
     }  # fmt: skip
     return EngineSettings.model_validate(fields)

@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values [L, S, G, P, E] of all sequences, and the rotations [P, E / 2] of all positions."""
+    """Keys and values [L, S, G, E, P] of all sequences, and the rotations [P, E / 2] of all positions."""
 
     keys: Any
     values: Any
@@ -60,9 +60,9 @@ _inner = njit(fastmath=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapp
 
 @_inner
 def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
-    """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i], in tiles of two outputs by four rows.
+    """out[b, o] = bias[o] + scale[o] sum_i weight[o, i] x[b, i], in tiles of two outputs by four rows, or four by one.
 
-    A tile converts each weight once for four rows and loads each input once for two outputs. ``x`` must be contiguous.
+    A tile converts each weight once for its rows and loads each input once for its outputs. ``x`` must be contiguous.
     """
     outputs, rows = weight.shape[0] // 2 * 2, x.shape[0] // 4 * 4
     zero = np.float32(0)
@@ -84,7 +84,17 @@ def _product(x, weight, scale, bias, out):  # type: ignore[no-untyped-def]
             out[b + 1, o], out[b + 1, o + 1] = a1, b1
             out[b + 2, o], out[b + 2, o + 1] = a2, b2
             out[b + 3, o], out[b + 3, o + 1] = a3, b3
-    for o in range(weight.shape[0]):
+    fours = weight.shape[0] // 4 * 4
+    for b in range(rows, x.shape[0]):
+        for o in range(0, fours, 4):
+            a0, a1, a2, a3 = zero, zero, zero, zero
+            for i in range(weight.shape[1]):
+                a0 += np.float32(weight[o, i]) * x[b, i]
+                a1 += np.float32(weight[o + 1, i]) * x[b, i]
+                a2 += np.float32(weight[o + 2, i]) * x[b, i]
+                a3 += np.float32(weight[o + 3, i]) * x[b, i]
+            out[b, o], out[b, o + 1], out[b, o + 2], out[b, o + 3] = a0, a1, a2, a3
+    for o in range(min(outputs, fours), weight.shape[0]):
         for b in range(rows if o < outputs else 0, x.shape[0]):
             total = zero
             for i in range(weight.shape[1]):
@@ -132,32 +142,65 @@ def _rotate(head, cosine, sine):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _attend(query, keys, values, out):  # type: ignore[no-untyped-def]
-    """softmax(keys query) values for one head; keys and values [P, E] up to the query's own position."""
-    scores = np.empty(keys.shape[0], np.float32)
+def _exp(x):  # type: ignore[no-untyped-def]
+    """exp of a float32, within 2e-7 of it: the polynomial of the Cephes library, which compiles to vectors as libm's does not."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_inner
+def _attend(query, keys, values, count, scores, out):  # type: ignore[no-untyped-def]
+    """softmax(query keys) values for one head; keys and values [E, P], of which the first ``count`` positions are seen.
+
+    Inner loops run along positions, which are contiguous; four dimensions at a time (E is a multiple of four or ends one by one).
+    """
+    size = query.shape[0]
+    fours = size // 4 * 4
+    for p in range(count):
+        scores[p] = np.float32(0)
+    for e in range(0, fours, 4):
+        a, b, c, d = query[e], query[e + 1], query[e + 2], query[e + 3]
+        for p in range(count):
+            scores[p] += a * keys[e, p] + b * keys[e + 1, p] + c * keys[e + 2, p] + d * keys[e + 3, p]
+    for e in range(fours, size):
+        for p in range(count):
+            scores[p] += query[e] * keys[e, p]
     highest = np.float32(-3e38)
-    for p in range(keys.shape[0]):
-        total = np.float32(0)
-        for e in range(query.shape[0]):
-            total += keys[p, e] * query[e]
-        scores[p] = total
-        highest = max(highest, total)
-    for e in range(out.shape[0]):
-        out[e] = np.float32(0)
+    for p in range(count):
+        highest = max(highest, scores[p])
     whole = np.float32(0)
-    for p in range(keys.shape[0]):
-        weight = np.float32(np.exp(scores[p] - highest))
-        whole += weight
-        for e in range(out.shape[0]):
-            out[e] += weight * values[p, e]
-    for e in range(out.shape[0]):
-        out[e] /= whole
+    for p in range(count):
+        scores[p] = _exp(scores[p] - highest)
+        whole += scores[p]
+    zero = np.float32(0)
+    for e in range(0, fours, 4):
+        a, b, c, d = zero, zero, zero, zero
+        for p in range(count):
+            a += scores[p] * values[e, p]
+            b += scores[p] * values[e + 1, p]
+            c += scores[p] * values[e + 2, p]
+            d += scores[p] * values[e + 3, p]
+        out[e], out[e + 1], out[e + 2], out[e + 3] = a / whole, b / whole, c / whole, d / whole
+    for e in range(fours, size):
+        a = zero
+        for p in range(count):
+            a += scores[p] * values[e, p]
+        out[e] = a / whole
 
 
 @_inner
 def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no-untyped-def]
     """Normalised hidden states [B, D] of one new token for each sequence; its keys and values go into the cache."""
-    rows, groups, size = tokens.shape[0], cache.keys.shape[2], cache.keys.shape[4]
+    rows, groups, size = tokens.shape[0], cache.keys.shape[2], cache.keys.shape[3]
     width = w.down.shape[2]
     hidden = np.empty((rows, w.embedding.shape[1]), np.float32)
     for b in range(rows):
@@ -168,6 +211,7 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
     attended = np.empty((rows, heads * size), np.float32)
     wide = np.empty((rows, 2 * width), np.float32)
     gated = np.empty((rows, width), np.float32)
+    scores = np.empty(cache.keys.shape[4], np.float32)
     for layer in range(w.qkv.shape[0]):
         _normalise(hidden, eps, normed)
         _product(normed, w.qkv[layer], w.qkv_scale[layer], w.qkv_bias[layer], qkv)
@@ -182,13 +226,13 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
             for h in range(heads + groups):
                 _rotate(by_head[h], cache.cosines[position], cache.sines[position])
             for g in range(groups):
-                _copy(by_head[heads + g], cache.keys[layer, slot, g, position])
-                _copy(by_head[heads + groups + g], cache.values[layer, slot, g, position])
+                for e in range(size):
+                    cache.keys[layer, slot, g, e, position] = by_head[heads + g, e]
+                    cache.values[layer, slot, g, e, position] = by_head[heads + groups + g, e]
             for h in range(heads):
                 g = h * groups // heads
-                keys = cache.keys[layer, slot, g, : position + 1]
-                values = cache.values[layer, slot, g, : position + 1]
-                _attend(by_head[h], keys, values, attended[b, h * size : (h + 1) * size])
+                own = attended[b, h * size : (h + 1) * size]
+                _attend(by_head[h], cache.keys[layer, slot, g], cache.values[layer, slot, g], position + 1, scores, own)
         _product(attended, w.output[layer], w.output_scale[layer], w.output_bias[layer], added)
         _add(added, hidden)
         _normalise(hidden, eps, normed)
@@ -196,7 +240,7 @@ def _forward(tokens, positions, slots, w, cache, heads, eps):  # type: ignore[no
         for b in range(rows):
             for f in range(width):
                 gate = wide[b, f]
-                gated[b, f] = gate / (np.float32(1) + np.float32(np.exp(-gate))) * wide[b, width + f]
+                gated[b, f] = gate / (np.float32(1) + _exp(-gate)) * wide[b, width + f]
         _product(gated, w.down[layer], w.down_scale[layer], w.down_bias[layer], added)
         _add(added, hidden)
     _normalise(hidden, eps, normed)
@@ -219,17 +263,18 @@ def _choose(logits, temperature, uniform, probabilities):  # type: ignore[no-unt
                 probabilities[v] = 0
             probabilities[best] = 1
         return best
-    whole = 0.0
+    whole, highest, sharpness = np.float32(0), logits[best], np.float32(1 / temperature)
     for v in range(logits.shape[0]):
-        probabilities[v] = np.exp((logits[v] - logits[best]) / temperature)
+        probabilities[v] = _exp((logits[v] - highest) * sharpness)
         whole += probabilities[v]
-    left, chosen = uniform * whole, -1
+    for v in range(logits.shape[0]):
+        probabilities[v] /= whole
+    left = uniform
     for v in range(logits.shape[0]):
         left -= probabilities[v]
-        if chosen < 0 and left < 0:
-            chosen = v
-        probabilities[v] /= whole
-    return best if chosen < 0 else chosen
+        if left < 0:
+            return v
+    return best
 
 
 @njit(fastmath=True, cache=True, nogil=True)

@@ -148,10 +148,10 @@ class DraftNetwork:
 
     @torch.inference_mode()
     def _grow(self, slots: int, positions: int) -> None:
-        grown = torch.zeros(2, self.num_layers, slots, self.num_kv_heads, positions, self.head_dim)
+        grown = torch.zeros(2, self.num_layers, slots, self.num_kv_heads, self.head_dim, positions)
         if self._cache is not None:
-            grown[0, :, : self._slots, :, : self._positions] = self._keys
-            grown[1, :, : self._slots, :, : self._positions] = self._values
+            grown[0, :, : self._slots, ..., : self._positions] = self._keys
+            grown[1, :, : self._slots, ..., : self._positions] = self._values
         self._slots, self._positions = slots, positions
         self._keys, self._values = grown
         cosines, sines = self._rotary(torch.empty(1), torch.arange(positions)[None])
@@ -205,11 +205,11 @@ class DraftNetwork:
             heads = qkv.view(count, -1, self.head_dim)
             queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
             turned = self._rotated(torch.cat([queries, keys], 1), layer, start)
-            self._keys[layer, slot, :, start:end] = turned[:, self.num_heads :].transpose(0, 1)
-            self._values[layer, slot, :, start:end] = values.transpose(0, 1)
+            self._keys[layer, slot, ..., start:end] = turned[:, self.num_heads :].permute(1, 2, 0)
+            self._values[layer, slot, ..., start:end] = values.permute(1, 2, 0)
             attended = functional.scaled_dot_product_attention(
-                turned[:, : self.num_heads].transpose(0, 1)[None], self._keys[layer, slot, :, :end][None],
-                self._values[layer, slot, :, :end][None], visible, scale=1.0, enable_gqa=True,
+                turned[:, : self.num_heads].transpose(0, 1)[None], self._keys[layer, slot, ..., :end].mT[None],
+                self._values[layer, slot, ..., :end].mT[None], visible, scale=1.0, enable_gqa=True,
             )  # fmt: skip
             attended = attended[0].transpose(0, 1).reshape(count, -1)
             hidden = hidden + functional.linear(attended, w["output"][layer], w["output_bias"][layer])
