@@ -43,10 +43,10 @@ results-draft: setup-suffix
 	$(RUN) build recipes/reference.yaml
 	$(RUN) sweep recipes/levers.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch}' \
+		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch, draft_parallel: $(LEVERS)/drafts/in-one-pass}' \
 		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set block_size=16 \
 		--set 'concurrencies=[1, 2, 4, 8, 16]'
-	$(BIN)/python -m benchmarks.draft $(LEVERS)/sweep.json $(LEVERS)/comparison.json
+	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
 
 # Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.

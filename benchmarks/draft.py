@@ -1,4 +1,4 @@
-"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft SWEEP.json COMPARISON.json``.
+"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft LEVERS.yaml SWEEP.json COMPARISON.json``.
 
 A lever's rows come from ``understudy sweep``, which judges without an engine: they have acceptance, but no served speed. The
 comparison's rows have both.
@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from drafts.sweeping import Sweep
 from stages.errors import InputError
 from stages.folders import write_text
+from stages.settings import read_yaml
 
 SPENT = ("train_seconds", "train_tokens")
 
@@ -34,17 +36,21 @@ def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict
     rows = []
     for row in sweep:
         cost = _step(record, tokens) if _shape(row) == shape else None
-        for found in row["figures"]:
-            length = found["acceptance_lengths"][min(tokens, len(found["acceptance_lengths"])) - 1]
+        one_by_one = "sibling" if _from_scratch(row) else "draft"
+        judged = [(one_by_one, found, found["acceptance_lengths"]) for found in row["figures"]]
+        judged += [("draft_parallel", f, f["parallel_lengths"]) for f in row["figures"] if f.get("parallel_lengths")]
+        for method, found, lengths in judged:
+            length = lengths[min(tokens, len(lengths)) - 1]
+            predicted = None if cost is None or method == "draft_parallel" else length / cost
             rows.append({
-                "lever": row["lever"], "method": "sibling" if _from_scratch(row) else "draft",
+                "lever": row["lever"], "method": method,
                 "kind": found["kind"], "temperature": found["temperature"], "concurrency": 1,
                 "num_speculative_tokens": tokens, "mean_acceptance_length": length,
                 "acceptance_rate": (length - 1) / tokens, "overlap": found["overlap"], "agreement": found["agreement"],
-                "acceptance_lengths": found["acceptance_lengths"],
+                "acceptance_lengths": list(lengths),
                 "greedy_drafting_lengths": found["greedy_drafting_lengths"], "num_positions": found["positions"],
                 "kept_layers": row["kept_layers"], "train_seconds": row["train_seconds"], "train_tokens": row["train_tokens"],
-                "predicted_speedup": None if cost is None else length / cost, "speedup": None,
+                "predicted_speedup": predicted, "speedup": None,
             })  # fmt: skip
     return rows
 
@@ -64,13 +70,16 @@ def _step(record: dict[str, Any], tokens: int) -> float | None:
     return costs[0]["verify"] + tokens * costs[0]["draft"] if costs else None
 
 
+SWEPT = {"sibling": "sibling from scratch", "recipe": "recipe", "draft_parallel": "in one pass"}
+"""Levers whose drafts are served in the comparison, by the method's name there."""
+
+
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
     """The content of draft.json."""
-    swept = {"sibling": "sibling from scratch", "recipe": "recipe"}
     spent = {row["lever"]: row for row in sweep}
     served = []
     for row in record["rows"]:
-        trained = spent.get(swept.get(row["method"], ""), {})
+        trained = spent.get(SWEPT.get(row["method"], ""), {})
         served.append({**row, "lever": trained.get("lever"), **{key: trained.get(key) for key in SPENT}})
     kept = (
         "settings",
@@ -87,9 +96,11 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
 
 
 def main(arguments: list[str]) -> None:
-    """Reads the two files and writes draft.json beside this module."""
-    sweep, record = (json.loads(Path(file).read_text(encoding="utf-8")) for file in arguments)
-    write_text(FILE, json.dumps(joined(sweep, record), indent=1) + "\n")
+    """Reads the sweep's file, what it gave, and the comparison; writes draft.json beside this module."""
+    file, *measured = map(Path, arguments)
+    sweep, record = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
+    asked = read_yaml(file, Sweep).model_dump(mode="json", exclude={"levers"})
+    write_text(FILE, json.dumps({**joined(sweep, record), "sweep": asked}, indent=1) + "\n")
     print(f"{FILE.parent.name}/{FILE.name}")
 
 

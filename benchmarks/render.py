@@ -82,7 +82,8 @@ def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
     greedy = [f"{by[kind, 1.0]['greedy_drafting_lengths'][tokens - 1]:.2f}" for kind in ("code", "chat")]
     expected = [by[kind, 0.0]["predicted_speedup"] for kind in ("code", "chat")]
     return [
-        first["lever"], ", ".join(map(str, first["kept_layers"])), *spent, *means, *lengths, *greedy,
+        first["lever"] + (", all at once" if first["method"] == "draft_parallel" else ""),
+        ", ".join(map(str, first["kept_layers"])), *spent, *means, *lengths, *greedy,
         *("–" if value is None else f"{value:.2f}" for value in expected),
     ]  # fmt: skip
 
@@ -90,9 +91,8 @@ def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
 def levers(record: dict[str, Any]) -> str:
     """The section on the levers: what was trained alike, and what was served beside the chosen draft."""
     judged = [row for row in record["rows"] if "num_positions" in row]
-    by_lever = [
-        [row for row in judged if row["lever"] == name] for name in dict.fromkeys(row["lever"] for row in judged)
-    ]
+    keys = dict.fromkeys((row["lever"], row["method"]) for row in judged)
+    by_lever = [[row for row in judged if (row["lever"], row["method"]) == key] for key in keys]
     order = sorted(by_lever, key=lambda rows: -sum(row["mean_acceptance_length"] for row in rows))
     lines = ["| " + " | ".join(LEVER_HEADS) + " |", "|" + "---|" * len(LEVER_HEADS)]
     lines += ["| " + " | ".join(lever_cells(rows)) + " |" for rows in order]
@@ -106,11 +106,12 @@ def levers(record: dict[str, Any]) -> str:
             "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
-            "draft; levers of another shape cost something else.",
+            "draft; levers of another shape, and tokens proposed all at once, cost something else.",
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),
-            "*draft* is the reference build's, trained for its recipe's minutes; *recipe* and *sibling* had the sweep's budget.",
+            "*draft* is the reference build's, trained for its recipe's minutes; *recipe*, *sibling* and *draft_parallel* (all "
+            "tokens in one pass, by vLLM's own method) had the sweep's budget.",
             table(served),
         ]
     )

@@ -38,7 +38,10 @@ from stages.settings import Settings
 MIN_STEPS = 6
 """Speculative steps that an answer must have to be an example of anything."""
 
-RESERVED = ("plain", "ngram", "suffix", "draft", "draft_parallel", "draft_sequential")
+RESERVED = ("plain", "ngram", "suffix", "draft", "draft_sequential")
+IN_ONE_PASS = "draft_parallel"
+"""Name of a draft that proposes all its tokens in one pass: the pair's own, or one that is given under this name."""
+
 EXAMPLES = 2
 PROMPT_END = 300
 """Characters of a prompt that an example shows."""
@@ -51,7 +54,8 @@ class CompareSettings(Settings):
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
         rates: arrivals per second of open loops beside the closed ones; the largest concurrency bounds what is under way.
         block_size: prompts after which the next method takes its turn.
-        drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens.
+        drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
+            ``draft_parallel`` proposes them in one pass.
         enforce_eager: whether engines run without compiling; the pair's own setting when not given.
         one_at_a_time: as for ``measure``.
     """
@@ -89,13 +93,24 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
         if config is None or config["method"] != "draft_model":
             raise InputError("drafts: the pair has no draft, so there is no number of draft tokens to give another one")
         own = {**config, "model": str(folder.resolve())}
-        if not proposes_in_parallel(folder):
-            own.pop("parallel_drafting", None)
+        own.pop("parallel_drafting", None)
+        if name == IN_ONE_PASS:
+            if not proposes_in_parallel(folder):
+                raise InputError(
+                    f"drafts: {folder} was not trained to propose tokens in one pass; give it another name than "
+                    f"{name!r}, or train it with parallel_tokens"
+                )
+            own["parallel_drafting"] = True
         methods.append(Method(name, own))
     if config:
         methods.append(Method("draft", config))
     if config and config["method"] == "draft_model" and proposes_in_parallel(Path(config["model"])):
-        methods.append(the_other_way(config))
+        other = the_other_way(config)
+        if other.name in others:
+            raise InputError(
+                f"drafts: {other.name!r} is the pair's own draft; choose another name for {others[other.name]}"
+            )
+        methods.append(other)
     return methods
 
 
@@ -103,7 +118,7 @@ def the_other_way(config: dict[str, Any]) -> Method:
     """A pair's draft in the way that was not chosen: tokens in one pass, or one by one."""
     if config.get("parallel_drafting"):
         return Method("draft_sequential", {key: value for key, value in config.items() if key != "parallel_drafting"})
-    return Method("draft_parallel", {**config, "parallel_drafting": True})
+    return Method(IN_ONE_PASS, {**config, "parallel_drafting": True})
 
 
 def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:

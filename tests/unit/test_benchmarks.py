@@ -74,3 +74,15 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert lever_cells(rows) == [
         "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.43", "1.43"
     ]  # fmt: skip
+
+
+def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> None:
+    both = swept("in one pass", {}, [0, 6], 2.0)
+    both["figures"] = [{**figures, "parallel_lengths": [1.5, 1.8, 1.9]} for figures in both["figures"]]
+    record = {**result, "rows": [served("draft_parallel")]}
+    made = joined([both], record)
+    lengths = {row["method"]: row["mean_acceptance_length"] for row in made["rows"] if "num_positions" in row}
+    assert lengths == {"draft": 2.0, "draft_parallel": 1.8}
+    assert all(row["predicted_speedup"] is None for row in made["rows"] if row["method"] == "draft_parallel")
+    assert made["rows"][-1]["train_tokens"] == 2000
+    assert "in one pass, all at once" in levers(made)

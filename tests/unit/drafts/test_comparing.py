@@ -54,6 +54,19 @@ def test_a_draft_that_can_propose_in_one_pass_is_compared_in_both_ways(tmp_path:
     assert "parallel_drafting" not in configs["sibling"]
 
 
+def test_a_draft_for_one_pass_can_stand_beside_a_pair_that_has_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="was not trained to propose tokens in one pass"):
+        methods_of(DRAFTED, {"draft_parallel": tmp_path})
+    (tmp_path / "config.json").write_text('{"pard_token": 7}')
+    configs = {m.name: m.speculative_config or {} for m in methods_of(DRAFTED, {"draft_parallel": tmp_path})}
+    assert configs["draft_parallel"]["parallel_drafting"] is True
+    assert "parallel_drafting" not in configs["draft"]
+    own = pair({"method": "draft_model", "num_speculative_tokens": 3}).model_copy(update={"draft": tmp_path})
+    with pytest.raises(InputError, match="is the pair's own draft"):
+        methods_of(own, {"draft_parallel": tmp_path})
+
+
 def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no draft"):
         methods_of(DRAFTED, {"sibling": tmp_path})
