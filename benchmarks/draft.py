@@ -48,7 +48,8 @@ def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict
                 "num_speculative_tokens": tokens, "mean_acceptance_length": length,
                 "acceptance_rate": (length - 1) / tokens, "overlap": found["overlap"], "agreement": found["agreement"],
                 "acceptance_lengths": list(lengths),
-                "greedy_drafting_lengths": found["greedy_drafting_lengths"], "num_positions": found["positions"],
+                "greedy_drafting_lengths": None if method == "draft_parallel" else found["greedy_drafting_lengths"],
+                "num_positions": found["positions"],
                 "kept_layers": row["kept_layers"], "train_seconds": row["train_seconds"], "train_tokens": row["train_tokens"],
                 "predicted_speedup": predicted, "speedup": None,
             })  # fmt: skip

@@ -79,7 +79,8 @@ def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
     means = [f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in ("overlap", "agreement")]
     spent = ["–" if first[name] is None else f"{first[name]:,.0f}" for name in ("train_seconds", "train_tokens")]
     lengths = [f"{by[kind, t]['mean_acceptance_length']:.2f}" for kind in ("code", "chat") for t in (0.0, 1.0)]
-    greedy = [f"{by[kind, 1.0]['greedy_drafting_lengths'][tokens - 1]:.2f}" for kind in ("code", "chat")]
+    drawn = [by[kind, 1.0]["greedy_drafting_lengths"] for kind in ("code", "chat")]
+    greedy = ["–" if lengths is None else f"{lengths[tokens - 1]:.2f}" for lengths in drawn]
     expected = [by[kind, 0.0]["predicted_speedup"] for kind in ("code", "chat")]
     return [
         first["lever"] + (", all at once" if first["method"] == "draft_parallel" else ""),
@@ -101,8 +102,8 @@ def levers(record: dict[str, Any]) -> str:
         [
             "## Levers",
             "Command: `make results-draft` (file: `benchmarks/draft.json`). Every lever of `recipes/levers.yaml` changes the "
-            "reference recipe in one place; *positions* were trained on within the sweep's budget. Judged without an engine on the "
-            "target's own "
+            "reference recipe in one place; *positions* were trained on within the sweep's budget (mask positions count: with "
+            "four tokens in one pass only two fifths of them are text). Judged without an engine on the target's own "
             "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "

@@ -85,6 +85,7 @@ class Measurements(Settings):
     costs: tuple[StepCost, ...]
     acceptances: tuple[Acceptance, ...]
     first_tokens: tuple[FirstToken, ...] = ()
+    """Empty where no request was asked by itself; predictions leave prompts out then."""
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -301,10 +302,25 @@ def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
 def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> dict[int, int]:
     """Draft tokens by concurrency, in one way of drafting."""
     own = [item for item in considered if item.way == way]
-    return {
+    picked = {
         n: _pick([item for item in own if item.concurrency == n], settings)
         for n in sorted({item.concurrency for item in own})
     }
+    return picked if way == "draft" else _one_number(own, picked, settings)
+
+
+def _one_number(own: Sequence[Considered], picked: dict[int, int], settings: ChooseSettings) -> dict[int, int]:
+    """The same draft tokens, or none, at every concurrency: vLLM drafts in one pass with one number of mask tokens only."""
+    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in own}
+    least = 1 + settings.min_gain
+
+    def gain(tokens: int) -> float:
+        return _geometric_mean([s if (s := speedup_of[n, tokens]) >= least else 1.0 for n in picked])
+
+    numbers = sorted({c.num_speculative_tokens for c in own})
+    best = max(map(gain, numbers))
+    tokens = next(k for k in numbers if gain(k) >= best * (1 - settings.indifference))
+    return {n: tokens if speedup_of[n, tokens] >= least else 0 for n in picked}
 
 
 def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> float:
@@ -316,7 +332,8 @@ def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) 
 def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
     """The better way of drafting, and the fewest draft tokens among the best at each batch size, or none where they gain little."""
     considered = consider(measurements, settings)
-    way = max(measurements.ways, key=lambda way: _gain(considered, way, settings))
+    bests = {way: max(item.speedup for item in considered if item.way == way) for way in measurements.ways}
+    way = max(measurements.ways, key=lambda way: (_gain(considered, way, settings), bests[way]))
     own = [item for item in considered if item.way == way]
     picked = _picked(considered, way, settings)
     most = max(picked.values()) or None
@@ -351,6 +368,10 @@ def _expected(measurements: Measurements, picked: dict[int, int], way: Way) -> E
     )  # fmt: skip
 
 
+def _draft_tokens(count: int) -> str:
+    return f"{count} draft token{'' if count == 1 else 's'}"
+
+
 def _reason(
     considered: Sequence[Considered], picked: dict[int, int], expected: Expected | None, settings: ChooseSettings
 ) -> str:
@@ -360,12 +381,12 @@ def _reason(
     if expected is None:
         would = ", ".join(f"{b.speedup:.2f}x at {n} at a time" for n, b in bests.items())
         tokens = next(iter(bests.values())).num_speculative_tokens
-        return f"No draft: the best setting, {tokens} draft tokens, would give {would}; {asked}."
+        return f"No draft: the best setting, {_draft_tokens(tokens)}, would give {would}; {asked}."
     speedup_of = {(item.concurrency, item.num_speculative_tokens): item.speedup for item in considered}
     parts = []
     for n, tokens in picked.items():
         if tokens:
-            parts.append(f"{n} at a time: {tokens} draft tokens, {speedup_of[n, tokens]:.2f}x plain")
+            parts.append(f"{n} at a time: {_draft_tokens(tokens)}, {speedup_of[n, tokens]:.2f}x plain")
         else:
             parts.append(f"{n} at a time: no draft tokens (the best would give {bests[n].speedup:.2f}x, {asked})")
     return (

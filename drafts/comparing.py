@@ -100,7 +100,7 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
                     f"drafts: {folder} was not trained to propose tokens in one pass; give it another name than "
                     f"{name!r}, or train it with parallel_tokens"
                 )
-            own["parallel_drafting"] = True
+            own = in_one_pass(own)
         methods.append(Method(name, own))
     if config:
         methods.append(Method("draft", config))
@@ -118,7 +118,13 @@ def the_other_way(config: dict[str, Any]) -> Method:
     """A pair's draft in the way that was not chosen: tokens in one pass, or one by one."""
     if config.get("parallel_drafting"):
         return Method("draft_sequential", {key: value for key, value in config.items() if key != "parallel_drafting"})
-    return Method(IN_ONE_PASS, {**config, "parallel_drafting": True})
+    return Method(IN_ONE_PASS, in_one_pass(config))
+
+
+def in_one_pass(config: dict[str, Any]) -> dict[str, Any]:
+    """A drafting config with all tokens in one pass, with one number of them at all batch sizes, as vLLM wants it."""
+    kept = {key: value for key, value in config.items() if key != "num_speculative_tokens_per_batch_size"}
+    return {**kept, "parallel_drafting": True}
 
 
 def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:

@@ -54,8 +54,8 @@ class DistillSettings(Settings):
         concurrency: requests in flight.
         answerer: a draft that answers in the target's place: what it would say itself, to be trained on with the target's logits
             (on-policy, arXiv 2306.13649).
-        engine_args: further arguments of the engine that ``vllm`` starts (``--tensor-parallel-size 4``); as they change no
-            answers, an unfinished distillation may go on with others.
+        engine_args: further arguments of the engine that ``vllm`` starts (``--tensor-parallel-size 4``); an unfinished
+            distillation may go on with others, so they must not change what is answered (``--quantization`` would).
         mixture: share of the prompts by mode; shares count relative to their sum. Modes other than ``direct`` need
             prompts with a ``reference``.
     """

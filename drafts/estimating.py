@@ -76,7 +76,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     memory = f"{trained:,.0f} MiB for training, {target.bytes() / 2**20:,.0f} MiB for the target as teacher"
     engines = 6 if recipe.recover.parallel_tokens else 4
     learn = min(teacher + train, limit) if limit else teacher + train
-    served = 2 * ENGINE_START_S + 2.2 * measured * recipe.measure.max_tokens * step
+    served = engines / 2 * ENGINE_START_S + 0.55 * engines * measured * recipe.measure.max_tokens * step
     return target, draft, [
         Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),

@@ -197,6 +197,8 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
     costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
     judged = {way: [cell for cell in cells if cell.method == f"{way}-large"] for way in ways}
     firsts = [first_token(cells, "plain", "plain"), *(first_token(cells, f"{way}-large", way) for way in ways)]
+    if settings.concurrencies[0] > 1:  # a first token that has waited for other prompts does not say what one costs
+        firsts = []
     return Measurements(
         enforce_eager=settings.enforce_eager, engine_args=settings.engine_args, costs=tuple(costs), first_tokens=tuple(firsts),
         acceptances=tuple(found for way in ways for found in acceptances(judged[way], way)),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from drafts.examples import Batch
@@ -23,8 +24,8 @@ from stages.errors import InputError
 CONFIG_KEY = "pard_token"
 """Where vLLM looks for the mask token in a draft's config.json."""
 
-UNUSED_BYTES = ("\u00ff", "<0xFF>")
-"""The byte FF, which no text in UTF-8 has, as byte-level vocabularies and vocabularies with byte fallback write it."""
+BYTE_FALLBACK, BYTE_LEVEL = "<0xFF>", "\u00ff"
+"""The byte FF, which no text in UTF-8 has, as vocabularies with byte fallback and byte-level ones write it."""
 
 
 def mask_token(config: Any, tokenizer: Any) -> int:
@@ -40,9 +41,10 @@ def mask_token(config: Any, tokenizer: Any) -> int:
     beyond = max(vocabulary.values()) + 1
     if beyond < config.vocab_size:
         return beyond
-    for name in UNUSED_BYTES:
-        if name in vocabulary:
-            return vocabulary[name]
+    if BYTE_FALLBACK in vocabulary:
+        return vocabulary[BYTE_FALLBACK]
+    if vocabulary.keys() >= set(ByteLevel.alphabet()):  # else that is the letter
+        return vocabulary[BYTE_LEVEL]
     raise InputError(
         "parallel_tokens: the vocabulary has no token that no text uses (a row beyond the tokenizer's, or the byte FF); "
         "set parallel_tokens to 0"

@@ -96,9 +96,10 @@ def varied(recipe: Recipe, name: str, lever: Lever) -> Recipe:
     if lever.prune.keys() & HOW_MANY:
         pruned = {key: value for key, value in pruned.items() if key not in HOW_MANY}
     where = f"lever {name!r}"
+    distilled = {**recipe.distill.model_dump(), "engine_args": recipe.distill.engine_args}  # which a dump leaves out
     changes = {
         "prune": validate(PruneSettings, {**pruned, **lever.prune}, f"{where}, prune"),
-        "distill": validate(DistillSettings, {**recipe.distill.model_dump(), **lever.distill}, f"{where}, distill"),
+        "distill": validate(DistillSettings, {**distilled, **lever.distill}, f"{where}, distill"),
         "recover": validate(RecoverSettings, {**recipe.recover.model_dump(), **lever.recover}, f"{where}, recover"),
     }
     return recipe.model_copy(update=changes)

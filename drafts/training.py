@@ -50,7 +50,7 @@ class RecoverSettings(Settings):
         from_scratch: train new weights of the pruned model's shape instead of the kept layers: an unpruned sibling, to
             compare with.
         prompt_weight: weight of prompt positions in the loss (answers count 1); 0 leaves them out.
-        tokens: judged positions to train on, over all epochs.
+        tokens: judged positions to train on, over all epochs; masks of ``parallel_tokens`` count.
         max_seconds: end earlier when this much time has passed; the learning rate follows whichever is nearer.
         parallel_tokens: train the draft to propose this many tokens in one pass too, from mask tokens (PARD); 0 does not.
         parallel_keep: share of the mask positions of one depth that the next depth keeps (conditional drop).

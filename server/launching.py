@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from stages.folders import storage_errors
 FORK_SERVER = ("-m", "server.in_engine.fork_server")
 POLL_S = 0.02
 STOP_S = 1.0
+UNKNOWN = 255
+"""The exit code of a process whose end nobody could wait for."""
 
 
 class Process(Protocol):
@@ -61,10 +63,13 @@ class Fork:
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs. Without the fork server it counts as lost."""
+        """Its exit code, negative for a signal; None while it runs; ``UNKNOWN`` when it ended after the fork server had."""
         if self._code is None:
             reply = self._ask({"poll": self.pid})
-            self._code = -1 if reply is None else reply["code"]
+            if reply is not None:
+                self._code = reply["code"]
+            elif not _runs(self.pid):
+                self._code = UNKNOWN
         return self._code
 
     def wait(self) -> int:
@@ -74,11 +79,20 @@ class Fork:
         return code
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which it stays where nobody waits for orphans (a container's first process)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
 class ForkServer:
     """The fork server's process, started with the first engine: ``launch`` is a ``Launch``.
 
     All engines must agree in what libraries read when they are loaded (``LD_PRELOAD``, ``OMP_NUM_THREADS``): the first one's
-    environment decides.
+    environment decides. Orders are exchanged by a thread of their own, so that Ctrl-C never parts an order from its reply.
 
     Args:
         log_file: what it prints itself while importing.
@@ -89,8 +103,9 @@ class ForkServer:
         self._program = program
         self._log_file = log_file
         self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
+        self._exchanges = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self._forked: list[Fork] = []
+        self._stopped = False
 
     def launch(self, arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> Process:
         """Forks an engine.
@@ -121,37 +136,41 @@ class ForkServer:
         return EngineError(f"the process that engines are forked from has ended; its log is {self._log_file}")
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
-        """Sends an order and returns its reply, which is read even when Ctrl-C comes meanwhile; None: there is none."""
+        """Sends an order and returns its reply; None: there is none."""
+        if self._stopped:
+            return None
+        return self._exchanges.submit(self._exchange, order).result()
+
+    def _exchange(self, order: dict[str, Any]) -> dict[str, Any] | None:
+        """One order and its reply; what was forked is remembered before anyone else can fail to."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._lock:
-            try:
-                self._process.stdin.write(json.dumps(order) + "\n")
-                self._process.stdin.flush()
-                reply = self._process.stdout.readline()
-            except (OSError, ValueError):  # its end of the pipe is gone
-                return None
-            except KeyboardInterrupt:
-                self._note(self._process.stdout.readline())
-                raise
-            return self._note(reply)
-
-    def _note(self, reply: str) -> dict[str, Any] | None:
-        """The content of a reply; what was forked is remembered before anyone else can fail to."""
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            reply = self._process.stdout.readline()
+        except (OSError, ValueError):  # its end of the pipe is gone
+            return None
         found: dict[str, Any] | None = json.loads(reply) if reply else None
         if found and "pid" in found:
             self._forked.append(Fork(found["pid"], self._ask))
         return found
 
     def stop(self) -> None:
-        """Kills engines that nobody has stopped, then ends."""
-        if self._process is None:
+        """Kills engines that nobody has stopped, then ends; harmless when done twice."""
+        if self._stopped:
             return
+        self._exchanges.submit(lambda: None).result()  # an exchange that Ctrl-C has left may still be under way
         for fork in self._forked:
             if fork.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(fork.pid, signal.SIGKILL)
+                fork.wait()
+        self._stopped = True
+        self._exchanges.shutdown()
+        if self._process is None:
+            return
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):

@@ -37,12 +37,11 @@ def exit_code(pid: int) -> int | None:
 
 
 def become_engine(order: dict[str, Any]) -> None:
-    """Turns this process into the engine: a session, a log and an environment of its own, then its main module.
+    """Turns this process into the engine: a log and an environment of its own, then its main module.
 
     Args:
         order: ``arguments`` begin with the interpreter and ``-m MODULE``.
     """
-    os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, place in ((nothing, 0), (log, 1), (log, 2)):
@@ -62,11 +61,20 @@ def serve(orders: TextIO, replies: TextIO) -> None:
         if "poll" in order:
             reply = {"code": exit_code(order["poll"])}
         else:
+            leads, led = (
+                os.pipe()
+            )  # the answer is given when the engine leads a group of its own, by which it can be ended
             pid = os.fork()
             if pid == 0:
                 replies.close()
+                os.setsid()
+                os.close(leads)
+                os.close(led)
                 become_engine(order)
                 return
+            os.close(led)
+            os.read(leads, 1)
+            os.close(leads)
             reply = {"pid": pid}
         print(json.dumps(reply), file=replies, flush=True)
 

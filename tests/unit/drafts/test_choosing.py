@@ -88,6 +88,41 @@ def test_the_better_way_of_drafting_is_taken(in_one_pass: float, way: str) -> No
     assert {item.way for item in choice.considered} == {"draft", "parallel"}
 
 
+def in_one_pass(*sizes: tuple[int, float, float]) -> Measurements:
+    """Only in one pass; at each batch size the seconds of a step with two and with six tokens, plain's being 10 ms."""
+    steps = [
+        StepCost(method="parallel", concurrency=n, num_speculative_tokens=k, seconds=s, low=s, high=s)
+        for n, small, large in sizes
+        for k, s in ((2, small), (6, large))
+    ]
+    plain = [cost for n, _, _ in sizes for cost in costs(n) if cost.method in ("plain", "verify")]
+    accepted = Acceptance(kind="code", temperature=0.0, histogram=MIDDLING, way="parallel")
+    return Measurements(costs=(*plain, *steps), acceptances=(accepted,))
+
+
+def test_in_one_pass_the_number_of_tokens_is_the_same_at_all_batch_sizes_or_none() -> None:
+    """By itself each batch size would take another number; vLLM reads as many masks as it was started with."""
+    choice = choose(in_one_pass((1, 0.010, 0.0101), (4, 0.012, 0.016), (16, 0.03, 0.06)), ChooseSettings())
+    assert choice.way == "parallel"
+    assert choice.num_speculative_tokens is not None
+    assert set(choice.by_concurrency.values()) == {choice.num_speculative_tokens, 0}
+    assert choice.by_concurrency[16] == 0
+    assert choice.by_concurrency[1] == choice.by_concurrency[4] == choice.num_speculative_tokens
+
+
+def test_where_no_way_pays_the_better_one_is_told_of() -> None:
+    base = measurements(USELESS)
+    parallel = in_one_pass((1, 0.02, 0.03))
+    both = Measurements(
+        costs=(*base.costs, *parallel.costs[2:]), acceptances=(*base.acceptances, *parallel.acceptances)
+    )
+    choice = choose(both, ChooseSettings(min_gain=0.2))
+    best = max(choice.considered, key=lambda item: item.speedup)
+    assert choice.num_speculative_tokens is None
+    assert best.way == "parallel"
+    assert f"would give {best.speedup:.2f}x" in choice.reason
+
+
 def test_a_useless_draft_is_refused() -> None:
     choice = choose(measurements(USELESS, *costs(16)), ChooseSettings())
     assert choice.num_speculative_tokens is None

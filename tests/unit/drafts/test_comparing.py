@@ -59,7 +59,11 @@ def test_a_draft_for_one_pass_can_stand_beside_a_pair_that_has_none(tmp_path: Pa
     with pytest.raises(InputError, match="was not trained to propose tokens in one pass"):
         methods_of(DRAFTED, {"draft_parallel": tmp_path})
     (tmp_path / "config.json").write_text('{"pard_token": 7}')
-    configs = {m.name: m.speculative_config or {} for m in methods_of(DRAFTED, {"draft_parallel": tmp_path})}
+    schedule = {"num_speculative_tokens_per_batch_size": [[1, 2, 3], [3, 4, 1]]}
+    scheduled = pair({**DRAFTED.serving.speculative_config, **schedule})  # type: ignore[dict-item]
+    configs = {m.name: m.speculative_config or {} for m in methods_of(scheduled, {"draft_parallel": tmp_path})}
+    assert not schedule.keys() & configs["draft_parallel"].keys()
+    assert schedule.keys() <= configs["draft"].keys()
     assert configs["draft_parallel"]["parallel_drafting"] is True
     assert "parallel_drafting" not in configs["draft"]
     own = pair({"method": "draft_model", "num_speculative_tokens": 3}).model_copy(update={"draft": tmp_path})

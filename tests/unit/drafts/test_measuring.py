@@ -98,6 +98,14 @@ def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plai
     assert ratios == [pytest.approx(1.5)] * 2
 
 
+def test_first_tokens_that_have_waited_for_other_prompts_are_left_out() -> None:
+    settings = MeasureSettings(concurrencies=(4,), num_speculative_tokens=(2, 6))
+    cells = []
+    for method in ("plain", "verify", "draft-small", "draft-large"):
+        cells += cell(answer(0.1), answer(0.2), method=method, kind=ALL, concurrency=4)
+    assert found_in(cells, settings, ["draft"]).first_tokens == ()
+
+
 def test_a_draft_that_can_propose_in_one_pass_is_measured_in_both_ways() -> None:
     settings = MeasureSettings(concurrencies=(1,), num_speculative_tokens=(2, 6))
     cells = []

@@ -91,12 +91,15 @@ def test_the_mask_is_a_token_that_no_text_has() -> None:
     setattr(config, CONFIG_KEY, 3)
     assert mask_token(config, tokenizer) == 3
 
-    class WordsOnly:
+    class Vocabulary(dict[str, int]):
         def get_vocab(self) -> dict[str, int]:
-            return {"a": 0, "b": 1}
+            return self
 
-    with pytest.raises(InputError, match="no token that no text uses"):
-        mask_token(pico.LLAMA.config(vocab_size=2), WordsOnly())
+    with_fallback = Vocabulary({"<0xFF>": 0, "\u00ff": 1})
+    assert mask_token(pico.LLAMA.config(vocab_size=2), with_fallback) == 0
+    for letters in ({"a": 0, "b": 1}, {"a": 0, "\u00ff": 1}):
+        with pytest.raises(InputError, match="no token that no text uses"):
+            mask_token(pico.LLAMA.config(vocab_size=2), Vocabulary(letters))
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from drafts.sweeping import FILE, read_sweep, render, run_sweep
+from drafts.building import read_recipe
+from drafts.sweeping import FILE, Lever, read_sweep, render, run_sweep, varied
 from stages.errors import InputError
 from tests.unit.pruning import pico
 
@@ -99,3 +100,10 @@ def test_levers_that_cannot_be_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_sweep(write(place, levers))
+
+
+def test_a_lever_keeps_what_the_recipe_hands_to_the_engine() -> None:
+    """Arguments of the engine are no part of what a stage is made from, so a dump of its settings leaves them out."""
+    recipe = read_recipe(Path(__file__).parents[3] / "recipes" / "llama-3.1-70b.yaml")
+    assert recipe.distill.engine_args == ("--tensor-parallel-size", "4")
+    assert varied(recipe, "x", Lever(distill={"max_tokens": 8})).distill.engine_args == recipe.distill.engine_args

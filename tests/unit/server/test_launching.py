@@ -13,7 +13,7 @@ import pytest
 
 from server.engine import LocalEngine, answers, choose_port
 from server.engine_command import EngineSettings
-from server.launching import ForkServer, Process
+from server.launching import UNKNOWN, ForkServer, Process
 from stages.errors import EngineError
 
 PROGRAM = ("-c", "from server.in_engine import fork_server as f; f.SHARED = (); f.main()")
@@ -87,11 +87,51 @@ def test_a_fork_server_that_was_killed(tmp_path: Path) -> None:
     assert server._process is not None
     server._process.kill()
     server._process.wait()
-    assert process.poll() is not None
+    assert process.poll() is None, "what it forked goes on"
     with pytest.raises(EngineError, match="has ended"):
         server.launch([sys.executable, "-m", "this"], dict(os.environ), tmp_path / "log")
-    os.killpg(process.pid, signal.SIGKILL)
     server.stop()
+    assert process.wait() == UNKNOWN
+
+
+def test_what_was_forked_a_moment_ago_is_ended_too(tmp_path: Path) -> None:
+    for number in range(5):
+        server = ForkServer(tmp_path / "engines.log", PROGRAM)
+        process = server.launch([sys.executable, "-m", "timeit", "-n", "1", "import time; time.sleep(60)"],
+                                dict(os.environ), tmp_path / f"log-{number}")  # fmt: skip
+        assert os.getpgid(process.pid) == process.pid
+        server.stop()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{process.pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_an_interruption_does_not_part_an_order_from_its_reply(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = listen(server, tmp_path, "engine")
+    waiting = server._exchanges.submit
+
+    class Interrupted:
+        def result(self) -> None:
+            raise KeyboardInterrupt
+
+    def submit(*arguments: object) -> Interrupted:
+        waiting(*arguments)  # type: ignore[arg-type]
+        return Interrupted()
+
+    monkeypatch.setattr(server._exchanges, "submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        server.launch([*LISTENING, str(tmp_path), str(choose_port(None))], dict(os.environ), tmp_path / "second.log")
+    monkeypatch.undo()
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    second = server._forked[-1]
+    assert second.pid != process.pid
+    server.stop()
+    assert second.wait() == -signal.SIGKILL
 
 
 def test_supervision_of_a_forked_engine_that_dies_at_start(server: ForkServer, tmp_path: Path) -> None:
