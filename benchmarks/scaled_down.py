@@ -54,13 +54,17 @@ AMOUNTS: dict[str, dict[str, Any]] = {
 }
 
 
+HEAD_DIM = 32
+"""The smallest that vLLM's attention on CPUs has kernels for."""
+
+
 def scaled_config(name: str, layers: int = 8) -> dict[str, Any]:
     """A real config with the same kind and proportions of layers, small enough for two cores."""
     real = CONFIGS[name]
     heads = 8
     groups = max(1, heads * real["num_key_value_heads"] // real["num_attention_heads"])
-    hidden = 16 * heads
-    head_dim = {"head_dim": 16} if "head_dim" in real else {}
+    hidden = HEAD_DIM * heads
+    head_dim = {"head_dim": HEAD_DIM} if "head_dim" in real else {}
     return {
         **real, **head_dim, "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": groups,
         "intermediate_size": hidden * real["intermediate_size"] // real["hidden_size"], "num_hidden_layers": layers,
