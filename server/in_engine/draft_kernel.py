@@ -315,3 +315,26 @@ def draft(new, starts, ends, slots, temperatures, uniforms, probabilities, w, ca
             chosen[b, step] = tokens[b]
             positions[b] += 1
     return chosen
+
+
+def compile_ahead() -> None:
+    """Compiles ``draft`` for eight-bit weights, or fetches it from numba's cache: one token of a draft of the smallest shape."""
+
+    def whole(*shape: int) -> Any:
+        return np.zeros(shape, np.int8)
+
+    def real(*shape: int) -> Any:
+        return np.zeros(shape, np.float32)
+
+    weights = Weights(
+        embedding=real(2, 4), qkv=whole(1, 12, 4), qkv_scale=real(1, 12), qkv_bias=real(1, 12),
+        head_norms=real(0, 2, 4), output=whole(1, 4, 4), output_scale=real(1, 4), output_bias=real(1, 4),
+        gate_up=whole(1, 8, 4), gate_up_scale=real(1, 8), gate_up_bias=real(1, 8), down=whole(1, 4, 4),
+        down_scale=real(1, 4), down_bias=real(1, 4), head=whole(2, 4), head_scale=real(2),
+    )  # fmt: skip
+    cache = Cache(real(1, 1, 1, 4, 2), real(1, 1, 1, 4, 2), real(2, 2), real(2, 2))
+    places = np.zeros(1, np.int64)
+    draft(
+        places, places, places + 1, places, np.zeros(1), np.zeros((1, 1)), real(1, 1, 2), weights, cache, 1,
+        np.float32(1e-5),
+    )  # fmt: skip

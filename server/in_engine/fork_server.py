@@ -30,6 +30,18 @@ SHARED = (
 """What every engine imports anyway; a version that has one of them elsewhere imports that later, in each engine."""
 
 
+DRAFTING = "server.in_engine.direct_drafting"
+"""An engine whose arguments name this runs the native function; it is compiled once here, and not in every such engine."""
+
+
+def prepare(order: dict[str, Any], done: set[str]) -> None:
+    """Does what engines would otherwise each do for themselves; ``done`` says what was."""
+    if DRAFTING in done or not any(DRAFTING in argument for argument in order["arguments"]):
+        return
+    done.add(DRAFTING)
+    importlib.import_module("server.in_engine.draft_kernel").compile_ahead()
+
+
 def exit_code(pid: int) -> int | None:
     """How a forked engine ended, as ``subprocess`` has it (a signal is negative); None while it runs."""
     ended, status = os.waitpid(pid, os.WNOHANG)
@@ -56,14 +68,16 @@ def become_engine(order: dict[str, Any]) -> None:
 
 def serve(orders: TextIO, replies: TextIO) -> None:
     """Answers orders until there are no more; returns in an engine too, when that has ended."""
+    prepared: set[str] = set()
     while line := orders.readline():
         order = json.loads(line)
         if "poll" in order:
             reply = {"code": exit_code(order["poll"])}
         else:
+            prepare(order, prepared)
             leads, led = (
                 os.pipe()
-            )  # the answer is given when the engine leads a group of its own, by which it can be ended
+            )  # the answer waits for the engine to lead a group of its own, by which it can be ended
             pid = os.fork()
             if pid == 0:
                 replies.close()
