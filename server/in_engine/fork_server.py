@@ -31,15 +31,25 @@ SHARED = (
 
 
 DRAFTING = "server.in_engine.direct_drafting"
-"""An engine whose arguments name this runs the native function; it is compiled once here, and not in every such engine."""
+"""An engine whose arguments name this runs the native function; it is compiled once, and not in every such engine."""
 
 
 def prepare(order: dict[str, Any], done: set[str]) -> None:
-    """Does what engines would otherwise each do for themselves; ``done`` says what was."""
+    """Does what engines would otherwise each do for themselves; ``done`` says what was.
+
+    The compiler works in a process of its own and leaves its result on disk: vLLM's worker looks through all modules that were
+    imported before it and stumbles over the compiler's.
+    """
     if DRAFTING in done or not any(DRAFTING in argument for argument in order["arguments"]):
         return
     done.add(DRAFTING)
-    importlib.import_module("server.in_engine.draft_kernel").compile_ahead()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            importlib.import_module("server.in_engine.draft_kernel").compile_ahead()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def exit_code(pid: int) -> int | None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +46,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"target": target, "data": folder / "data", "pruned": folder / "pruned"}
 
 
+def greedy_answers(made: dict[str, Path], tokenizer: Any, kind: str) -> Iterator[tuple[list[int], list[int]]]:
+    """Tokens of the prompt and of the answer of every greedy record of a kind."""
+    for record in read_data(made["data"] / DATA):
+        if (record["kind"], record["temperature"]) == (kind, 0.0):
+            answer = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
+            answer += [tokenizer.eos_token_id] if record["finish_reason"] == "stop" else []
+            yield tokenizer(record["prompt"])["input_ids"], answer
+
+
 def test_the_target_is_a_perfect_draft_of_itself(made: dict[str, Path], tmp_path: Path) -> None:
     found = evaluate(made["target"], made["target"], made["data"], tmp_path / "e.json", EvaluateSettings())
     assert {f.kind for f in found} == {"code", "chat"}
@@ -72,12 +83,7 @@ def test_greedy_lengths_are_those_of_a_real_run(made: dict[str, Path]) -> None:
     draft = load_model(made["pruned"], dtype="float32")
     for figures in (f for f in found if f.temperature == 0):
         tokens = steps = 0
-        for record in read_data(made["data"] / DATA):
-            if (record["kind"], record["temperature"]) != (figures.kind, 0.0):
-                continue
-            prompt = tokenizer(record["prompt"])["input_ids"]
-            answer = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
-            answer += [tokenizer.eos_token_id] if record["finish_reason"] == "stop" else []
+        for prompt, answer in greedy_answers(made, tokenizer, figures.kind):
             place = 0
             while place < len(answer):
                 context, right = prompt + answer[:place], 0
@@ -103,12 +109,7 @@ def test_greedy_lengths_in_one_pass_are_those_of_a_real_run(made: dict[str, Path
     target, tokenizer = load_target(made["target"], dtype="float32")
     for kind in ("code", "chat"):
         tokens = steps = 0
-        for record in read_data(made["data"] / DATA):
-            if (record["kind"], record["temperature"]) != (kind, 0.0):
-                continue
-            prompt = tokenizer(record["prompt"])["input_ids"]
-            answer = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
-            answer += [tokenizer.eos_token_id] if record["finish_reason"] == "stop" else []
+        for prompt, answer in greedy_answers(made, tokenizer, kind):
             place = 0
             while place < len(answer):
                 context = prompt + answer[:place]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -142,3 +143,14 @@ def test_supervision_of_a_forked_engine_that_dies_at_start(server: ForkServer, t
 
     with pytest.raises(EngineError, match=r"exit code 2 while starting(.|\n)*--nonsense"):
         LocalEngine(settings, launch=launch).__enter__()
+
+
+def test_the_compiler_of_the_native_function_stays_out_of_what_engines_are_forked_from() -> None:
+    """vLLM's worker stumbles over modules of numba that were imported before it."""
+    code = (
+        "import sys; from server.in_engine.fork_server import DRAFTING, prepare; done = set()\n"
+        "prepare({'arguments': ['python', '-m', 'engine', f'{{\"model\": \"{DRAFTING}.DirectProposer\"}}']}, done)\n"
+        "print(done == {DRAFTING} and 'numba' not in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout == "True\n"
