@@ -26,20 +26,21 @@ from stages.settings import Settings
 
 Way = Literal["draft", "parallel"]
 """How draft tokens are proposed: one after another, or all in one pass of the draft (``drafts.parallel``)."""
+Stepping = Literal["plain", "verify", "draft", "parallel"]
+"""What a step does: plain decoding, checking draft tokens that cost nothing, or drafting and checking in one of two ways."""
 
 
 class StepCost(Settings):
     """Seconds of one engine step.
 
     Attributes:
-        method: plain decoding, checking draft tokens that cost nothing, or drafting and checking in one of two ways.
         concurrency: requests that share the step.
         seconds: median over answers; of other methods than plain, plain's times the median ratio to plain's step of the
             same turn.
         low: lower quartile, ``high`` the upper, likewise.
     """
 
-    method: Literal["plain", "verify", "draft", "parallel"]
+    method: Stepping
     concurrency: int = Field(ge=1)
     num_speculative_tokens: int = Field(ge=0)
     seconds: float = Field(gt=0)

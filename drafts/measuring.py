@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from drafts.cells import Asking, Block, Cell, Condition, ask_methods, blocks_of, conditions_of, histogram
-from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Way, cost_split
+from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Stepping, Way, cost_split
 from drafts.client import Answer
 from drafts.encoding import fitting
 from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, verify_method
@@ -31,7 +31,6 @@ from stages.provenance import Run, up_to_date
 from stages.settings import Settings
 
 FILE = "measurements.json"
-Stepping = Literal["plain", "verify", "draft", "parallel"]
 
 ALL = "all"
 """Kind of the conditions in which prompts of all kinds are asked together."""
