@@ -17,6 +17,7 @@ export HF_HUB_OFFLINE := 1
 # Intel's OpenMP (a pinned package) makes training and the engine faster on x86; absent elsewhere.
 PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
+PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve results results-draft check setup setup-dev setup-suffix clean
 
@@ -77,16 +78,15 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 is needed, found %d.%d; give PYTHON=/path/to/python3.11" % sys.version_info[:2]) if sys.version_info[:2] != (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and by itself: the CPU build where the index has one.
+# torch comes by itself, the CPU build where the index has one, and beside the rest: unpacking keeps one core busy.
 $(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps torch==2.13.0+cpu 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --no-compile --no-deps torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --editable .
+	{ $(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) torch==2.13.0; } & torch=$$!; \
+		$(PIP) --requirement requirements/cpu.txt; rest=$$?; wait $$torch && exit $$rest
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
 $(DEV_STAMP): $(STAMP) requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement requirements/dev.txt
+	$(PIP) --requirement requirements/dev.txt
 	touch $@
 
 clean:

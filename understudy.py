@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,15 +67,21 @@ def build(
 
     Run it again after an interruption or a changed setting: it starts at the first stage that is not current.
     """
-    from drafts.building import build, check_recipe, read_recipe
+    from server.engine import engines_at_hand
+    from stages.settings import read_mapping
 
-    resolved = read_recipe(recipe)
-    resolved = resolved.model_copy(update={"out": out}) if out else resolved
-    if dry_run:
-        check_recipe(resolved)
-        _print_estimate(resolved)
-        return
-    pair = build(resolved)
+    folder = out or Path(str(read_mapping(recipe).get("out", "")))
+    finished = (folder / "pair").is_dir()
+    with nullcontext() if dry_run or finished else engines_at_hand(folder / "engine-logs" / "engines.log"):
+        from drafts.building import build, check_recipe, read_recipe
+
+        resolved = read_recipe(recipe)
+        resolved = resolved.model_copy(update={"out": out}) if out else resolved
+        if dry_run:
+            check_recipe(resolved)
+            _print_estimate(resolved)
+            return
+        pair = build(resolved)
     print(f"{pair}: serve it with 'understudy serve {pair}'")
 
 
@@ -262,11 +269,14 @@ def compare(
     """Compare plain decoding, n-gram look-up and the draft on your prompts, through the gateway, in one run."""
     from rich.console import Console
 
-    from drafts.comparing import CompareSettings, compare
-    from drafts.report import drifts
-    from drafts.table import render
+    from server.engine import engines_at_hand
 
-    rows = compare(pair, prompts, out, settings_from(CompareSettings, config, set_), training_prompts)
+    with engines_at_hand(out.parent / "engine-logs" / "engines.log"):
+        from drafts.comparing import CompareSettings, compare
+        from drafts.report import drifts
+        from drafts.table import render
+
+        rows = compare(pair, prompts, out, settings_from(CompareSettings, config, set_), training_prompts)
     render(rows, Console())
     for line in drifts(rows):
         print(f"more than 10 % from the prediction: {line}")

@@ -28,6 +28,7 @@ from drafts.prompts import Prompt, draw, prompts_hash, read_prompts
 from drafts.rewriting import guided, select
 from pruning.checkpoint import load_target, load_tokenizer
 from server.engine import EngineSettings, LocalEngine
+from server.launching import launch_single
 from stages.errors import InputError
 from stages.folders import publish, storage_errors, write_text
 from stages.hashing import checkpoint_hash, file_hash
@@ -183,7 +184,7 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
         log_file=log_file, max_num_seqs=settings.concurrency, spare_core=False,
         extra_args=("--max-num-batched-tokens", str(PREFILL_TOKENS), *settings.engine_args),
     )  # fmt: skip
-    with LocalEngine(engine) as running:
+    with LocalEngine(engine, launch=launch_single()) as running:
         yield running.url, settings.model
 
 

@@ -15,9 +15,9 @@ from drafts.parallel import CONFIG_KEY
 from pruning.plan import read_json
 from server.asking import NO_ANSWER, open_directly
 from server.background import background_gateway
-from server.engine import EngineSettings, LocalEngine
+from server.engine import EngineSettings, LocalEngine, forks_engines
 from server.engine_command import cpu_build_installed, in_process_by_default
-from server.launching import Launch, fork_server, launch_program
+from server.launching import Launch, fork_server, launch_single
 from stages.errors import EngineError
 from stages.progress import log
 
@@ -147,8 +147,8 @@ def serving(target: Path, methods: Sequence[Method], folder: Path, options: Engi
     """
     log(f"starting engines: {', '.join(method.name for method in methods)}")
     with ExitStack() as stack:
-        forked = len(methods) > 1 and cpu_build_installed() and in_process_by_default()
-        launch = stack.enter_context(fork_server(folder / "engines.log")) if forked else launch_program
+        forked = len(methods) > 1 and forks_engines()
+        launch = stack.enter_context(fork_server(folder / "engines.log")) if forked else launch_single()
         engines = {}
         for method in methods:
             engines[method.name] = engine = _engine(target, method, folder, options, launch)

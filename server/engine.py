@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from server.asking import NO_ANSWER, open_directly
-from server.engine_command import EngineSettings, command, environment
-from server.launching import Launch, Process, launch_program
+from server.engine_command import EngineSettings, command, cpu_build_installed, environment, in_process_by_default
+from server.launching import Launch, Process, launch_program, shared_fork_server
 from server.pair import check_speculation
 from stages.errors import EngineError, InputError
 from stages.folders import storage_errors
@@ -207,3 +208,19 @@ def _dismiss_guard(guard: subprocess.Popen[bytes] | None) -> None:
     except OSError:
         pass
     guard.wait()
+
+
+def forks_engines() -> bool:
+    """Whether engines are forked from one process here: where most of their start is imports, and cores are few."""
+    return cpu_build_installed() and in_process_by_default()
+
+
+@contextmanager
+def engines_at_hand(log_file: Path) -> Iterator[None]:
+    """Within it, engines start sooner: what they need is imported once, beginning now; where that gains nothing, as always."""
+    if not forks_engines():
+        yield
+        return
+    settings = EngineSettings(model=Path(), log_file=log_file)
+    with shared_fork_server(log_file, str(settings.python), environment(settings, os.environ)):
+        yield

@@ -89,7 +89,7 @@ def _runs(pid: int) -> bool:
 
 
 class ForkServer:
-    """The fork server's process, started with the first engine: ``launch`` is a ``Launch``.
+    """The fork server's process, started with ``begin`` or the first engine: ``launch`` is a ``Launch``.
 
     All engines must agree in what libraries read when they are loaded (``LD_PRELOAD``, ``OMP_NUM_THREADS``): the first one's
     environment decides. Orders are exchanged by a thread of their own, so that Ctrl-C never parts an order from its reply.
@@ -105,16 +105,28 @@ class ForkServer:
         self._process: subprocess.Popen[str] | None = None
         self._exchanges = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self._forked: list[Fork] = []
-        self._stopped = False
+        self._imported = self._stopped = False
+
+    def begin(self, python: str, environment: Mapping[str, str]) -> None:
+        """Begins to import and returns at once."""
+        if self._process is not None:
+            return
+        with storage_errors(self._log_file):
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            with self._log_file.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [python, *self._program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                    text=True, start_new_session=True,
+                )  # fmt: skip
 
     def launch(self, arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> Process:
-        """Forks an engine.
+        """Forks an engine, once everything is imported.
 
         Raises:
             EngineError: the fork server has died, most likely of an import.
         """
-        if self._process is None:
-            self._start(arguments[0], environment)
+        self.begin(arguments[0], environment)
+        self._wait_imported()
         with storage_errors(log_file):
             log_file.write_bytes(b"")
         order = {"arguments": list(arguments), "environment": dict(environment), "log": str(log_file.resolve())}
@@ -122,15 +134,12 @@ class ForkServer:
             raise self._dead()
         return self._forked[-1]
 
-    def _start(self, python: str, environment: Mapping[str, str]) -> None:
-        with storage_errors(self._log_file), self._log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [python, *self._program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, start_new_session=True,
-            )  # fmt: skip
+    def _wait_imported(self) -> None:
+        assert self._process is not None
         assert self._process.stdout is not None
-        if not self._process.stdout.readline():
+        if not self._imported and not self._process.stdout.readline():
             raise self._dead()
+        self._imported = True
 
     def _dead(self) -> EngineError:
         return EngineError(f"the process that engines are forked from has ended; its log is {self._log_file}")
@@ -175,18 +184,44 @@ class ForkServer:
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:  # still importing
+        if not self._imported:
             self._process.kill()
-            self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        with suppress(ProcessLookupError):  # what compiles beside it is of its group, engines are not
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+_shared: ForkServer | None = None
+
+
+@contextmanager
+def shared_fork_server(log_file: Path, python: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Within it, one fork server, which begins to import now, serves all that ask this process for one."""
+    global _shared
+    before, _shared = _shared, ForkServer(log_file)
+    try:
+        _shared.begin(python, environment)
+        yield
+    finally:
+        _shared.stop()
+        _shared = before
 
 
 @contextmanager
 def fork_server(log_file: Path) -> Iterator[Launch]:
-    """A way to start several engines that share what they import."""
+    """A way to start several engines that share what they import: the shared fork server, or one of their own."""
+    if _shared is not None:
+        yield _shared.launch
+        return
     server = ForkServer(log_file)
     try:
         yield server.launch
     finally:
         server.stop()
+
+
+def launch_single() -> Launch:
+    """How an engine that runs by itself is started: forked where there is a shared fork server, else as a program."""
+    return launch_program if _shared is None else _shared.launch

@@ -34,22 +34,19 @@ DRAFTING = "server.in_engine.direct_drafting"
 """An engine whose arguments name this runs the native function; it is compiled once, and not in every such engine."""
 
 
-def prepare(order: dict[str, Any], done: set[str]) -> None:
-    """Does what engines would otherwise each do for themselves; ``done`` says what was.
+def compile_beside() -> int:
+    """Begins to compile the native function; returns the process that does.
 
     The compiler works in a process of its own and leaves its result on disk: vLLM's worker looks through all modules that were
     imported before it and stumbles over the compiler's.
     """
-    if DRAFTING in done or not any(DRAFTING in argument for argument in order["arguments"]):
-        return
-    done.add(DRAFTING)
     pid = os.fork()
     if pid == 0:
         try:
             importlib.import_module("server.in_engine.draft_kernel").compile_ahead()
         finally:
             os._exit(0)
-    os.waitpid(pid, 0)
+    return pid
 
 
 def exit_code(pid: int) -> int | None:
@@ -70,24 +67,32 @@ def become_engine(order: dict[str, Any]) -> None:
         os.dup2(source, place)
     os.environ.clear()
     os.environ.update(order["environment"])
+    if "torch" in sys.modules and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        sys.modules["torch"].set_num_threads(int(threads))  # it has read the fork server's
     _, _, module, *rest = order["arguments"]
     sys.argv = [module, *rest]
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def serve(orders: TextIO, replies: TextIO) -> None:
-    """Answers orders until there are no more; returns in an engine too, when that has ended."""
-    prepared: set[str] = set()
+def serve(orders: TextIO, replies: TextIO, compiler: int) -> None:
+    """Answers orders until there are no more; returns in an engine too, when that has ended.
+
+    Args:
+        compiler: the process that compiles the native function; engines that run it are forked when it has ended.
+    """
+    compiling = True
     while line := orders.readline():
         order = json.loads(line)
         if "poll" in order:
             reply = {"code": exit_code(order["poll"])}
         else:
-            prepare(order, prepared)
+            if compiling and any(DRAFTING in argument for argument in order["arguments"]):
+                os.waitpid(compiler, 0)
+                compiling = False
             leads, led = (
                 os.pipe()
-            )  # the answer waits for the engine to lead a group of its own, by which it can be ended
+            )  # the answer waits until the engine leads a group of its own, by which it can be ended
             pid = os.fork()
             if pid == 0:
                 replies.close()
@@ -110,8 +115,9 @@ def main() -> None:
     for module in SHARED:
         with suppress(ModuleNotFoundError):
             importlib.import_module(module)
+    compiler = compile_beside()
     print("{}", file=replies, flush=True)
-    serve(sys.stdin, replies)
+    serve(sys.stdin, replies, compiler)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,23 @@ import pytest
 
 from server.engine import LocalEngine, answers, choose_port
 from server.engine_command import EngineSettings
-from server.launching import UNKNOWN, ForkServer, Process
+from server.in_engine.fork_server import DRAFTING
+from server.launching import (
+    UNKNOWN,
+    ForkServer,
+    Process,
+    fork_server,
+    launch_program,
+    launch_single,
+    shared_fork_server,
+)
 from stages.errors import EngineError
 
-PROGRAM = ("-c", "from server.in_engine import fork_server as f; f.SHARED = (); f.main()")
+PROGRAM = (
+    "-c",
+    "import os; from server.in_engine import fork_server as f; f.SHARED = ()\n"
+    "f.compile_beside = lambda: os.fork() or os._exit(0); f.main()",
+)
 LISTENING = (sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory")
 
 
@@ -148,9 +161,50 @@ def test_supervision_of_a_forked_engine_that_dies_at_start(server: ForkServer, t
 def test_the_compiler_of_the_native_function_stays_out_of_what_engines_are_forked_from() -> None:
     """vLLM's worker stumbles over modules of numba that were imported before it."""
     code = (
-        "import sys; from server.in_engine.fork_server import DRAFTING, prepare; done = set()\n"
-        "prepare({'arguments': ['python', '-m', 'engine', f'{{\"model\": \"{DRAFTING}.DirectProposer\"}}']}, done)\n"
-        "print(done == {DRAFTING} and 'numba' not in sys.modules)"
+        "import os, sys; from server.in_engine.fork_server import compile_beside\n"
+        "ended, status = os.waitpid(compile_beside(), 0)\n"
+        "print(status == 0 and 'numba' not in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert told.stdout == "True\n"
+
+
+def test_an_engine_that_drafts_is_forked_when_the_native_function_is_compiled(tmp_path: Path) -> None:
+    waiting = (
+        "import os, time; from server.in_engine import fork_server as f; f.SHARED = ()\n"
+        "def compile_beside():\n"
+        "    if (pid := os.fork()): return pid\n"
+        f"    while not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\n"
+        f"    open('{tmp_path}/compiled', 'w'); os._exit(0)\n"
+        "f.compile_beside = compile_beside; f.main()"
+    )
+    server = ForkServer(tmp_path / "engines.log", ("-c", waiting))
+    plain = server.launch([sys.executable, "-m", "this"], dict(os.environ), tmp_path / "plain.log")
+    assert plain.wait() == 0, "an engine that does not draft need not wait"
+    (tmp_path / "go").touch()
+    server.launch([sys.executable, "-m", "this", DRAFTING], dict(os.environ), tmp_path / "draft.log")
+    assert (tmp_path / "compiled").exists()
+    server.stop()
+
+
+def test_one_server_for_all_that_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ForkServer.__init__, "__defaults__", (PROGRAM,))
+    assert launch_single() is launch_program
+    with shared_fork_server(tmp_path / "new" / "engines.log", sys.executable, os.environ):
+        with fork_server(tmp_path / "unused.log") as first, fork_server(tmp_path / "unused.log") as second:
+            assert first == second == launch_single()
+            process = first([sys.executable, "-m", "timeit", "-n", "1", "import time; time.sleep(60)"],
+                            dict(os.environ), tmp_path / "log")  # fmt: skip
+        assert process.poll() is None, "it is the whole run's, not the stage's"
+    assert process.wait() == -signal.SIGKILL
+    assert launch_single() is launch_program
+    assert not (tmp_path / "unused.log").exists()
+
+
+def test_what_was_never_asked_for_anything_ends_at_once(tmp_path: Path) -> None:
+    sleeping = ("-c", "import time; time.sleep(60)")
+    server = ForkServer(tmp_path / "engines.log", sleeping)
+    server.begin(sys.executable, os.environ)
+    assert server._process is not None
+    server.stop()
+    assert server._process.returncode == -signal.SIGKILL
