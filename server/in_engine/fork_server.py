@@ -20,6 +20,8 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
+from server.in_engine.forked_core import keep_cores
+
 SHARED = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.launchers.api_server.entry",
@@ -90,9 +92,7 @@ def serve(orders: TextIO, replies: TextIO, compiler: int) -> None:
             if compiling and any(DRAFTING in argument for argument in order["arguments"]):
                 os.waitpid(compiler, 0)
                 compiling = False
-            leads, led = (
-                os.pipe()
-            )  # the answer waits until the engine leads a group of its own, by which it can be ended
+            leads, led = os.pipe()  # the answer waits until the engine leads a group, by which it can be ended
             pid = os.fork()
             if pid == 0:
                 replies.close()
@@ -115,6 +115,7 @@ def main() -> None:
     for module in SHARED:
         with suppress(ModuleNotFoundError):
             importlib.import_module(module)
+    keep_cores()
     compiler = compile_beside()
     print("{}", file=replies, flush=True)
     serve(sys.stdin, replies, compiler)

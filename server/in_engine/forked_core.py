@@ -31,6 +31,16 @@ def register() -> None:
         return
     launching.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
     os.register_at_fork(after_in_child=let_go)
+    keep_cores()
+
+
+def keep_cores() -> None:
+    """Lets what this process forks run where it may run itself: Intel's OpenMP binds a forked child to the first core.
+
+    Engines side by side would all work on that core, and an engine's front end would take turns with its own model.
+    """
+    cores = os.sched_getaffinity(0)
+    os.register_at_fork(after_in_child=lambda: os.sched_setaffinity(0, cores))
 
 
 def let_go() -> None:
