@@ -19,7 +19,7 @@ PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
-.PHONY: demo test test-build test-serving serve results results-draft check setup setup-dev setup-suffix clean
+.PHONY: demo test test-build test-serving serve compiled results results-draft check setup setup-dev setup-suffix clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -34,11 +34,13 @@ serve: setup
 # With compiled engines: a start takes minutes, but plain decoding is then as fast as it gets here.
 COMPILED := build/reference-compiled
 
-results: setup
+compiled: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) measure reference/target $(BUILD)/draft $(PROMPTS)/validation.jsonl --out $(COMPILED)/measured \
 		--set enforce_eager=false --set prompts_per_kind=12 --set max_tokens=48 --set repeats=1 --set max_model_len=512
 	$(RUN) choose reference/target $(BUILD)/draft $(COMPILED)/measured --name reference --out $(COMPILED)/pair
+
+results: compiled
 	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out benchmarks/reference.json --set max_tokens=48 --set repeats=1 --set block_size=4 \
 		$(if $(PER_KIND),--set prompts_per_kind=$(PER_KIND))
@@ -46,10 +48,9 @@ results: setup
 
 LEVERS := build/levers
 
-results-draft: setup-suffix
-	$(RUN) build recipes/reference.yaml
+results-draft: setup-suffix compiled
 	$(RUN) sweep recipes/levers.yaml
-	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
+	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch, draft_parallel: $(LEVERS)/drafts/in-one-pass}' \
 		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set block_size=16 \
 		--set 'concurrencies=[1, 2, 4, 8, 16]'

@@ -71,8 +71,10 @@ def _step(record: dict[str, Any], tokens: int) -> float | None:
     return costs[0]["verify"] + tokens * costs[0]["draft"] if costs else None
 
 
-SWEPT = {"sibling": "sibling from scratch", "recipe": "recipe", "draft_parallel": "in one pass"}
-"""Levers whose drafts are served in the comparison, by the method's name there."""
+SWEPT = {"sibling": "sibling from scratch", "draft": "recipe", "draft_parallel": "in one pass"}
+"""Levers whose drafts are served, by the method's name in draft.json: all trained on the sweep's budget."""
+NAMES = {"draft": "chosen", "recipe": "draft"}
+"""The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
 
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
     spent = {row["lever"]: row for row in sweep}
     served = []
     for row in record["rows"]:
-        trained = spent.get(SWEPT.get(row["method"], ""), {})
-        served.append({**row, "lever": trained.get("lever"), **{key: trained.get(key) for key in SPENT}})
+        method = NAMES.get(row["method"], row["method"])
+        trained = spent.get(SWEPT.get(method, ""), {})
+        served.append({**row, "method": method, "lever": trained.get("lever"), **{k: trained.get(k) for k in SPENT}})
     kept = (
         "settings",
         "inputs",

@@ -111,8 +111,8 @@ def levers(record: dict[str, Any]) -> str:
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),
-            "*draft* is the reference build's, trained for its recipe's minutes; *recipe*, *sibling* and *draft_parallel* (all "
-            "tokens in one pass, by vLLM's own method) had the sweep's budget.",
+            "*chosen* is the reference build's pair as `choose` wrote it; *draft* (the recipe), *sibling* and *draft_parallel* "
+            "(all tokens in one pass, by vLLM's own method) had the sweep's budget.",
             table(served),
         ]
     )

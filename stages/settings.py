@@ -37,8 +37,9 @@ def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[s
 
 
 def describe(error: ValidationError, cls: type[BaseModel]) -> str:
-    """One line for the first thing pydantic found wrong."""
-    first = error.errors()[0]
+    """One line for the first thing pydantic found wrong; an unknown key first, which is often what a missing one is called."""
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     location = first["loc"]
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":

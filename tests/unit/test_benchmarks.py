@@ -62,7 +62,7 @@ def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_
     assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
-        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("recipe", "recipe", 60.4), ("draft", None, None)
+        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("draft", "recipe", 60.4), ("chosen", None, None)
     ]  # fmt: skip
 
 

@@ -26,6 +26,11 @@ def test_bad_value_is_named_with_its_range() -> None:
         validate(Outer, {"name": "a", "prune": {"keep": 0}}, "recipe.yaml")
 
 
+def test_an_unknown_key_is_said_before_the_missing_one_that_it_may_be() -> None:
+    with pytest.raises(InputError, match=r"unknown key 'nam': did you mean 'name'\?"):
+        validate(Outer, {"nam": "a"}, "recipe.yaml")
+
+
 def test_missing_key_is_named() -> None:
     with pytest.raises(InputError, match="'name': Field required"):
         validate(Outer, {}, "recipe.yaml")
