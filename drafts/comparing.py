@@ -12,6 +12,7 @@ from pydantic import Field
 
 from drafts.cells import Asking, Cell, ask_methods, blocks_of, conditions_of, differing, rows_of
 from drafts.encoding import fitting
+from drafts.exact import rounding_dtype
 from drafts.methods import (
     NGRAM,
     SUFFIX,
@@ -27,6 +28,7 @@ from drafts.report import html
 from drafts.table import as_csv, in_order
 from drafts.ties import judge_differences
 from pruning.checkpoint import load_tokenizer
+from server.engine_command import EngineSettings
 from server.pair import Pair, read_pair
 from stages import provenance
 from stages.errors import InputError
@@ -172,7 +174,9 @@ def compare(
         "choice": read_choice(pair.file.parent), "examples": failures(cells, by_id),
     }  # fmt: skip
     write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
-    record["differing_outputs"] = judge_differences(target, differing(cells), by_id, tokenizer)
+    dtype = EngineSettings(model=target, log_file=logs / "unused", extra_args=how.extra_args).computed_dtype
+    record["dtype"] = rounding_dtype(dtype)
+    record["differing_outputs"] = judge_differences(target, differing(cells), by_id, tokenizer, record["dtype"])
     write_text(out, json.dumps(record, indent=1) + "\n")
     write_text(out.with_suffix(".csv"), as_csv(rows))
     write_text(out.with_suffix(".html"), html(record))

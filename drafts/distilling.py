@@ -26,7 +26,7 @@ from drafts.client import Answer, Sampling, ask_all
 from drafts.encoding import fitting, prompt_ids
 from drafts.prompts import Prompt, draw, prompts_hash, read_prompts
 from drafts.rewriting import guided, select
-from pruning.checkpoint import load_target, load_tokenizer
+from pruning.checkpoint import load_target, load_tokenizer, quickly_computed
 from server.engine import EngineSettings, LocalEngine
 from server.launching import launch_single
 from stages.errors import InputError
@@ -224,7 +224,7 @@ def _from_transformers(
     import torch
 
     model, tokenizer = load_target(asked_model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = quickly_computed(model.to("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     for group in groups:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drafts.distribution import OTHER, NextProbabilities, Prefix
 from pruning.checkpoint import load_model
@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
 BATCH = 64
 NUM_TOP = 8
-"""The most likely tokens whose logits tell how much bfloat16 rounds."""
+"""The most likely tokens whose logits tell how much the engine's type rounds."""
+BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
+"""Significant bits of the types that engines compute in."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two greedy continuations part, and what the target's float32 logits say of it.
+    """Two greedy continuations part, and what the target's exact logits say of it.
 
     Attributes:
         position: index of the first differing token.
         tokens: the two tokens there, without and with draft; OTHER (-1) where one ended before.
-        gap: absolute difference of the target's float32 logits of the two; None where one ended before.
+        gap: absolute difference of the target's exact logits of the two; None where one ended before.
         lag: how far the lesser of the two lies below the best logit; None where one ended before.
-        rounding: how far a run in bfloat16 may move a logit here: the largest deviation from float32 among the most likely
-            tokens along this text, and no less than the distance of neighbouring bfloat16 numbers at the best logit.
+        rounding: how far a run in the engine's type may move a logit here: the largest deviation from the exact ones among the
+            most likely tokens along this text, and no less than the distance of neighbouring numbers at the best logit.
     """
 
     position: int
@@ -44,22 +46,39 @@ class Difference:
         return self.lag is not None and self.lag <= 2 * self.rounding
 
 
-def bfloat16_step(value: float) -> float:
-    """Distance from ``value`` to the next bfloat16 number: 8 significant bits, so 2^-7 of its power of two."""
-    return math.ldexp(1.0, math.frexp(value)[1] - 8) if value else 0.0
+def rounding_dtype(dtype: str) -> str:
+    """The type that an engine rounds to: what its command line says where that is one of ``BITS``, else bfloat16."""
+    return {"half": "float16", "float": "float32"}.get(dtype, dtype if dtype in BITS else "bfloat16")
+
+
+def rounding_step(value: float, dtype: str) -> float:
+    """Distance from ``value`` to the next number of a type; of bfloat16, with 8 significant bits, 2^-7 of its power of two."""
+    return math.ldexp(1.0, math.frexp(value)[1] - BITS[dtype]) if value else 0.0
 
 
 class ExactTarget:
-    """A target in float32 and in bfloat16, for exact probabilities and for what rounding does to them."""
+    """A target in the engine's type and in one with far more bits, for exact probabilities and for what rounding does to them.
 
-    def __init__(self, folder: Path):
-        self._models = {name: load_model(folder, name).eval() for name in ("float32", "bfloat16")}
+    Args:
+        folder: the target.
+        dtype: what the engine computes in, a key of ``BITS``.
+    """
 
-    def next_probabilities(self, prompt: Prefix, temperature: float, dtype: str = "float32") -> NextProbabilities:
-        """A function from continuations of ``prompt`` (of one length) to the next token's probabilities."""
+    def __init__(self, folder: Path, dtype: str = "bfloat16"):
+        self._dtype = dtype
+        self._exact = load_model(folder, "float64" if dtype == "float32" else "float32")
+        self._rounded = load_model(folder, dtype)
+
+    def next_probabilities(self, prompt: Prefix, temperature: float, rounded: bool = False) -> NextProbabilities:
+        """A function from continuations of ``prompt`` (of one length) to the next token's probabilities.
+
+        Args:
+            rounded: as the engine's type has them, instead of the exact ones.
+        """
+        model = self._rounded if rounded else self._exact
 
         def rows(prefixes: Sequence[Prefix]) -> torch.Tensor:
-            logits = self._logits([prompt + prefix for prefix in prefixes], dtype, last=1)[:, -1].double()
+            logits = _logits(model, [prompt + prefix for prefix in prefixes], last=1)[:, -1].double()
             return (logits / temperature).softmax(-1)
 
         known: dict[Prefix, torch.Tensor] = {}
@@ -87,22 +106,22 @@ class ExactTarget:
             ends = (*plain, OTHER)[position], (*drafted, OTHER)[position]
             return Difference(position, ends, gap=None, lag=None, rounding=0.0)
         text = [prompt + plain[:position]]
-        exact, rounded = self._logits(text, "float32")[0], self._logits(text, "bfloat16")[0]
+        exact, rounded = _logits(self._exact, text)[0], _logits(self._rounded, text)[0]
         start = len(prompt) - 1
         top = exact[start:].topk(min(NUM_TOP, exact.shape[-1]), dim=-1).indices
         seen = float((exact - rounded)[start:].gather(-1, top).abs().max())
-        rounding = max(seen, bfloat16_step(float(rounded[-1].max())))
+        rounding = max(seen, rounding_step(float(rounded[-1].max()), self._dtype))
         pair = exact[-1][[plain[position], drafted[position]]]
         return Difference(
             position, (plain[position], drafted[position]), float((pair[0] - pair[1]).abs()),
             float(exact[-1].max() - pair.min()), rounding,
         )  # fmt: skip
 
-    def _logits(self, texts: Sequence[Prefix], dtype: str, last: int = 0) -> torch.Tensor:
-        """[texts, positions, vocabulary] as float32, of the ``last`` positions or (0) all; all texts have one length."""
-        import torch
 
-        with torch.inference_mode():
-            answer = self._models[dtype](torch.tensor(texts), use_cache=False, logits_to_keep=last)
-        logits: torch.Tensor = answer.logits
-        return logits.float()
+def _logits(model: Any, texts: Sequence[Prefix], last: int = 0) -> torch.Tensor:
+    """[texts, positions, vocabulary] as float64, of the ``last`` positions or (0) all; all texts have one length."""
+    import torch
+
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor(texts), use_cache=False, logits_to_keep=last).logits
+    return logits.double()

@@ -84,7 +84,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         config = read_json(pruned / "config.json", "run 'understudy prune' again")
         if trainer.mask_token is not None:
             config[CONFIG_KEY] = trainer.mask_token
-        write_checkpoint(trainer.finished().to(trainer.teacher_model.dtype), target, folder, config)
+        write_checkpoint(trainer.finished().to(trainer.stored_dtype), target, folder, config)
         shutil.copy2(pruned / "plan.json", folder / "plan.json")
         curve = trainer.losses[:: max(1, len(trainer.losses) // 200)]
         run.write(folder, figures=figures, position=asdict(trainer.position), losses=curve)

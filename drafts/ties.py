@@ -1,4 +1,4 @@
-"""Greedy outputs that differ from plain's: is each a tie of bfloat16, or a fault?
+"""Greedy outputs that differ from plain's: is each a tie of the engine's type, or a fault?
 
 Two steps of the engine that compute the same logits in batches of other shapes round differently. Where the best logits
 lie closer than that rounding, either token is the target's own greedy choice; ``drafts.exact`` judges which it is.
@@ -17,15 +17,15 @@ from drafts.prompts import Prompt
 
 
 def judge_differences(
-    target: Path, records: Sequence[dict[str, Any]], prompts: dict[str, Prompt], tokenizer: Any
+    target: Path, records: Sequence[dict[str, Any]], prompts: dict[str, Prompt], tokenizer: Any, dtype: str
 ) -> list[dict[str, Any]]:
     """Says of each record {method, prompt_id, kind, concurrency, text, plain_text} where and why it parts from plain's.
 
-    The texts are left out of the result. ``tie`` is None where the two texts are the same tokens.
+    ``dtype`` is what the engines computed in. The texts are left out of the result. ``tie`` is None where both are the same tokens.
     """
     if not records:
         return []
-    exact = ExactTarget(target)
+    exact = ExactTarget(target, dtype)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from drafts.examples import Batch, Example, batches
 from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
+from drafts.muon import Float32Muon
 from drafts.parallel import (
     CONFIG_KEY,
     MaskedBatch,
@@ -29,9 +30,10 @@ from drafts.parallel import (
     with_masks,
 )
 from drafts.teacher import Teacher, decoder_and_head
-from pruning.checkpoint import load_target
+from pruning.checkpoint import load_target, quickly_computed
 from stages.errors import InputError
 from stages.folders import storage_errors
+from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
 from stages.settings import Settings
 
@@ -56,6 +58,7 @@ class RecoverSettings(Settings):
         parallel_keep: share of the mask positions of one depth that the next depth keeps (conditional drop).
         parallel_weight: weight of a mask position's loss: ``reach``, the chance that verification gets that far, or ``even``.
         method: ``full`` trains all weights, ``lora`` low-rank matrices of rank ``lora_rank`` that are merged at the end.
+        mixed_precision: ``auto`` is bf16 on GPUs and on processors that have products of bfloat16.
         teacher_cache_gib: memory for the target's final hidden states.
         check_share: share of the prompts kept out of training to report overlap and agreement on.
     """
@@ -81,7 +84,7 @@ class RecoverSettings(Settings):
     batch_tokens: int = Field(default=8192, ge=64)
     max_length: int = Field(default=512, ge=16)
     seed: int = 0
-    mixed_precision: Literal["bf16", "no"] = "bf16"
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     checkpoint_every_s: float = Field(default=120.0, gt=0)
     teacher_cache_gib: float = Field(default=2.0, ge=0)
     check_share: float = Field(default=0.03, gt=0, lt=0.5)
@@ -149,6 +152,13 @@ def learning_rate_factor(done: float, warmup: float) -> float:
     return max((1 - done) / (1 - warmup), 0.0)
 
 
+def precision_of(asked: Literal["auto", "bf16", "no"]) -> str:
+    """bf16 or no: ``auto`` is bf16 on GPUs and on processors that have products of bfloat16."""
+    if asked != "auto":
+        return asked
+    return "bf16" if torch.cuda.is_available() or multiplies_bfloat16() else "no"
+
+
 def make_optimizers(model: nn.Module, settings: RecoverSettings) -> list[torch.optim.Optimizer]:
     """Muon for matrices inside the layers and AdamW for the rest, or AdamW for all."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -156,9 +166,10 @@ def make_optimizers(model: nn.Module, settings: RecoverSettings) -> list[torch.o
     if settings.optimizer == "adamw" or not inner:
         return [torch.optim.AdamW([p for _, p in trained], lr=settings.adam_learning_rate, weight_decay=0.0)]
     chosen = {id(p) for p in inner}
+    muon = torch.optim.Muon if multiplies_bfloat16() or inner[0].is_cuda else Float32Muon
     rest = [p for _, p in trained if id(p) not in chosen]
     return [
-        torch.optim.Muon(inner, lr=settings.learning_rate, weight_decay=0.0),
+        muon(inner, lr=settings.learning_rate, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=settings.adam_learning_rate, weight_decay=0.0),
     ]
 
@@ -237,7 +248,7 @@ class Trainer:
 
     def __init__(self, target: Path, pruned: Path, folder: Path, settings: RecoverSettings):
         self.settings, self.folder = settings, folder
-        precision = settings.mixed_precision
+        precision = precision_of(settings.mixed_precision)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         if self.accelerator.num_processes > 1:
             raise InputError("recover: runs in one process; start it without 'accelerate launch'")
@@ -256,7 +267,9 @@ class Trainer:
         if settings.method == "lora":
             model = add_lora(model, settings.lora_rank, self.mask_token)
         self.needs_teacher = settings.judges_by_logits
-        self.teacher_model, _ = load_target(target, device="auto")  # over all GPUs where there are several
+        teacher, _ = load_target(target, device="auto")  # over all GPUs where there are several
+        self.stored_dtype = teacher.dtype
+        self.teacher_model = quickly_computed(teacher)
         student = Student(model)
         prepared = self.accelerator.prepare(student, *make_optimizers(student, settings))
         self.student, self.optimizers = prepared[0], list(prepared[1:])

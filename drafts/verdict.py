@@ -23,7 +23,7 @@ class GreedyResult:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are ties of bfloat16."""
+        """Whether all differences are ties."""
         return all(difference.tie for _, difference in self.differences)
 
     def lines(self) -> list[str]:
@@ -38,7 +38,7 @@ class SampledResult:
     """Samples at one temperature against the target's exact distribution.
 
     Attributes:
-        noncentrality: allowance for bfloat16.
+        noncentrality: allowance for the engine's rounding.
         false_alarm_rate: of this test.
         detectable: total variation that is detected with the power asked for.
     """
@@ -97,7 +97,7 @@ class VerifyReport:
 def _difference_line(name: str, difference: Difference) -> str:
     if difference.gap is None:
         return f"greedy: prompt {name}: one output ends at token {difference.position}, the other goes on"
-    verdict = "a tie of bfloat16" if difference.tie else "NOT a tie"
+    verdict = "a tie" if difference.tie else "NOT a tie"
     return (
         f"greedy: prompt {name} differs at token {difference.position}: logit gap {difference.gap:.4f}, "
         f"{verdict} (rounding moves a logit by up to {difference.rounding:.4f})"

@@ -1,12 +1,12 @@
 """Is a pair lossless? Greedy outputs with and without draft, and samples against the target's exact distribution.
 
 Greedy: the same prompts are continued by an engine without and one with the draft. Where the continuations part, the
-target's float32 logits decide: a gap within what bfloat16 rounds is a tie (listed), a larger one is a failure.
+target's exact logits decide: a gap within what the engine's type rounds is a tie (listed), a larger one is a failure.
 
 Sampled: many short continuations of one prompt fall into cells (``drafts.distribution``) whose probabilities
-transformers gives in float32; Pearson's chi-square compares. Token 1 follows the prompt and is no draft's business;
-tokens 2 and on are judged draft tokens, corrections and bonus tokens. The engine computes in bfloat16, so its
-probabilities differ a little; the test allows four times the noncentrality that transformers' own bfloat16 causes
+transformers gives in a type with far more bits; Pearson's chi-square compares. Token 1 follows the prompt and is no draft's
+business; tokens 2 and on are judged draft tokens, corrections and bonus tokens. The engine rounds (to bfloat16, say), so its
+probabilities differ a little; the test allows four times the noncentrality that transformers' own rounding causes
 (twice its deviation). And the check that needs no reference (``server.sampling_check``) is run on the same engine, over
 longer texts and with top-k and top-p.
 """
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from drafts.distribution import Prefix, build_cells, detectable_distance, goodness_of_fit, rounding_noncentrality
 from drafts.encoding import prompt_ids
-from drafts.exact import ExactTarget
+from drafts.exact import ExactTarget, rounding_dtype
 from drafts.prompts import read_prompts, sample
 from drafts.verdict import GreedyResult, SampledResult, VerifyReport
 from pruning.checkpoint import load_tokenizer
@@ -40,7 +40,7 @@ MODEL = "verify"
 """Name under which the engines serve."""
 
 ROUNDING_ALLOWANCE = 4.0
-"""Noncentrality allowed, in multiples of what transformers' bfloat16 causes: twice the deviation, squared."""
+"""Noncentrality allowed, in multiples of what transformers' rounding causes: twice the deviation, squared."""
 
 
 Asked = TypeVar("Asked")
@@ -89,13 +89,13 @@ def verify(pair: Path, settings: VerifySettings) -> VerifyReport:
     if checked.speculative_config is None:
         raise InputError(f"{checked.file}: served without a draft, so there is nothing to verify")
     prompts = read_prompted(checked, settings)
-    with _engine(checked, None, settings, "plain") as url:
+    with _engine(checked, None, settings, "plain") as (url, dtype):
         plain = greedy_outputs(url, MODEL, prompts, settings)
-    with _engine(checked, checked.speculative_config, settings, "drafted") as url:
+    with _engine(checked, checked.speculative_config, settings, "drafted") as (url, dtype):
         drafted = greedy_outputs(url, MODEL, prompts, settings)
         samples = {t: sampled_outputs(url, MODEL, prompts[0], t, settings) for t in settings.temperatures}
         self_check = measure_sampling(url, MODEL)
-    target = ExactTarget(checked.target)
+    target = ExactTarget(checked.target, dtype)
     report = VerifyReport(
         compare_greedy(target, prompts, plain, drafted),
         tuple(judge_samples(target, prompts[0], value, outputs, settings) for value, outputs in samples.items()),
@@ -172,7 +172,7 @@ def judge_samples(
         InputError: the target is so certain of what follows the prompt that there is nothing to test.
     """
     exact = target.next_probabilities(prompt.tokens, temperature)
-    rounded = target.next_probabilities(prompt.tokens, temperature, "bfloat16")
+    rounded = target.next_probabilities(prompt.tokens, temperature, rounded=True)
     cells = build_cells(exact, settings.sampled_tokens, len(samples))
     probabilities = cells.probabilities(exact)
     allowance = ROUNDING_ALLOWANCE * rounding_noncentrality(len(samples), probabilities, cells.probabilities(rounded))
@@ -190,8 +190,8 @@ def judge_samples(
 @contextmanager
 def _engine(
     pair: Pair, speculative_config: dict[str, Any] | None, settings: VerifySettings, name: str
-) -> Iterator[str]:
-    """A running engine with the pair's target; gives its address."""
+) -> Iterator[tuple[str, str]]:
+    """A running engine with the pair's target; gives its address and the type that it computes in."""
     engine = EngineSettings(
         model=pair.target, served_model_name=MODEL, speculative_config=speculative_config,
         max_model_len=pair.serving.max_model_len, log_file=settings.log_folder / f"engine-{name}.log",
@@ -200,7 +200,7 @@ def _engine(
     )  # fmt: skip
     log(f"starting the engine ({name})")
     with LocalEngine(engine) as running:
-        yield running.url
+        yield running.url, rounding_dtype(engine.computed_dtype)
 
 
 def _ask_all(

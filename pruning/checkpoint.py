@@ -19,6 +19,7 @@ from pruning.plan import read_json
 from pruning.surgery import build, fill, pruned_config
 from stages.errors import InputError
 from stages.folders import publish, write_text
+from stages.processor import multiplies_bfloat16
 
 TOKENIZER_PATTERNS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tekken.json",
@@ -111,7 +112,7 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "cpu") -> PreTra
 
     Args:
         folder: a Hugging Face checkpoint of a known family.
-        dtype: ``auto`` for the stored type, or float32, bfloat16, float16.
+        dtype: ``auto`` for the stored type, or float64, float32, bfloat16, float16.
         device: ``auto`` for GPUs where there are some, else a name torch knows.
 
     Raises:
@@ -135,6 +136,12 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "cpu") -> PreTra
         raise InputError(f"{folder}: weight {min(found['missing_keys'])} is missing; copy the checkpoint again")
     placed: PreTrainedModel = model if hasattr(model, "hf_device_map") else model.to(_device(device))
     return placed.eval()
+
+
+def quickly_computed(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in a type that its device is quick at: float32 on a processor without products of bfloat16."""
+    slow = model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16) and not multiplies_bfloat16()
+    return model.float() if slow else model
 
 
 def load_target(folder: Path, dtype: str = "auto", device: str = "cpu") -> tuple[PreTrainedModel, Any]:

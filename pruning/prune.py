@@ -48,6 +48,12 @@ def prune_run(target: Path, settings: PruneSettings, scores_path: Path | None = 
     return Run("prune", settings.model_dump(mode="json"), inputs, settings.seed)
 
 
+def _scored_model(target: Path, settings: CalibrationSettings) -> Any:
+    """The target as it is run over calibration text."""
+    model = checkpoint.load_model(target, settings.dtype, settings.device)
+    return checkpoint.quickly_computed(model) if settings.dtype == "auto" else model
+
+
 def _layer_scores(model: Any, text: calibration.Calibration, wanted: Sequence[str]) -> dict[str, Any]:
     """The wanted ones of the two scores that need one pass over the text."""
     if not {"angular", "block_influence"} & set(wanted):
@@ -82,7 +88,7 @@ def measure_scores(
     tokenizer = checkpoint.load_tokenizer(target)
     text = calibration.take(samples, tokenizer, settings.calibration_tokens, settings)
     short = calibration.take(samples, tokenizer, min(settings.greedy_tokens, settings.calibration_tokens), settings)
-    model = checkpoint.load_model(target, settings.dtype, settings.device)
+    model = _scored_model(target, settings)
     found = _layer_scores(model, text, wanted)
     if "greedy_kl" in wanted:
         found |= _greedy(model, short, keep)
@@ -141,7 +147,7 @@ def _channels(target: Path, settings: PruneSettings, kept_layers: Sequence[int])
         return None
     samples = calibration.load_samples(settings.calibration, settings.sequence_length)
     text = calibration.take(samples, checkpoint.load_tokenizer(target), settings.calibration_tokens, settings)
-    model = checkpoint.load_model(target, settings.dtype, settings.device)
+    model = _scored_model(target, settings)
     with progress("scoring channels", text.num_tokens, "tokens") as advance:
         return width.strongest(width.channel_scores(model, text.batches, kept_layers, advance), settings.mlp_width)
 

@@ -29,7 +29,7 @@ class CalibrationSettings(Settings):
     """Longest sample in tokens; longer ones are cut."""
     batch_size: Count = 8
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type the target runs in while it is scored; ``auto`` is the type it is stored in."""
+    """Type the target runs in while it is scored; ``auto`` is the stored type, or float32 where that is quicker on a CPU."""
     device: str = "auto"
     """``auto`` takes a GPU where there is one, else the CPU; or any name torch knows."""
     seed: int = 0

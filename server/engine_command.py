@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from server.drafting import can_be_direct, direct_arguments
+from stages.processor import cpu_dtype
 from stages.settings import Settings
 
 FEW_CORES = 8
@@ -36,7 +37,10 @@ class EngineSettings(Settings):
     speculative_config: dict[str, Any] | None = None
     max_model_len: int | None = Field(default=None, ge=1)
     max_num_seqs: int | None = Field(default=None, ge=1)
-    dtype: str = "auto"
+    dtype: str = Field(
+        default="auto",
+        description="auto: the stored type; on a CPU bfloat16, or float32 where the processor has no products of bfloat16",
+    )
     port: int | None = Field(default=None, ge=1, le=65535, description="on loopback; None: any free one")
     log_file: Path
     cpu: bool | None = Field(default=None, description="None: when the engine's build for CPUs is installed")
@@ -65,6 +69,12 @@ class EngineSettings(Settings):
         return cpu_build_installed() if self.cpu is None else self.cpu
 
     @property
+    def computed_dtype(self) -> str:
+        """The type that the engine computes in, as its command line says; ``auto`` leaves it to the engine (not on a CPU)."""
+        asked = _last_option(self.extra_args, "--dtype") or self.dtype
+        return cpu_dtype() if asked == "auto" and self.on_cpu else asked
+
+    @property
     def runs_in_process(self) -> bool:
         """Whether the model runs in the engine's core process: one rank on a CPU with few cores, unless told otherwise."""
         wanted = in_process_by_default() if self.in_process is None else self.in_process
@@ -76,6 +86,17 @@ class EngineSettings(Settings):
         wanted = self.on_cpu if self.direct_drafting is None else self.direct_drafting
         alone = not any(arg.startswith((*RANKS, "--additional-config")) for arg in self.extra_args)
         return wanted and alone and can_be_direct(self.speculative_config)
+
+
+def _last_option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line (``--name value`` or ``--name=value``); the last one counts."""
+    found = None
+    for place, argument in enumerate(arguments):
+        if argument == name:
+            found = arguments[place + 1] if place + 1 < len(arguments) else None
+        elif argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def usable_cores() -> int:
@@ -148,7 +169,7 @@ def command(settings: EngineSettings, port: int) -> list[str]:
     return [
         str(settings.python), "-m", MODULE, "--host", "127.0.0.1", "--port", str(port),
         "--model", str(settings.model), "--served-model-name", settings.served_model_name,
-        "--dtype", settings.dtype, "--disable-uvicorn-access-log",
+        "--dtype", settings.computed_dtype, "--disable-uvicorn-access-log",
         *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),
         *(["--enforce-eager"] if eager else []),
         *(["--distributed-executor-backend", IN_PROCESS] if settings.runs_in_process else []),

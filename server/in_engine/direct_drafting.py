@@ -9,6 +9,7 @@ at the request's temperature, as vLLM's probabilistic drafting does. The engine 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,15 @@ CHUNK = 512
 SHORT = 8
 """New tokens of a request that are read one by one with its draft tokens; more are read as a chunk."""
 
+CALM = 32
+"""Steps that fewer requests must last before more draft tokens are proposed again.
+
+Requests that are sent together come and go one by one: without this, the first of them would have their prompts read by the draft
+just before the batch is too large for it, and the last of them when they are nearly done.
+"""
+
+ENDLESS = 1 << 30
+
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in vLLM's sampler."""
 
@@ -43,12 +53,16 @@ class Row:
         tokens: all its tokens so far, the newest last.
         temperature: below ``GREEDY_BELOW`` it is decoded greedily.
         generator: of a request with a seed.
+        answered: how many of the tokens are its answer's.
+        left: how many more its answer may get; 0 where it has ended.
     """
 
     request_id: str
     tokens: Sequence[int]
     temperature: float = 0.0
     generator: torch.Generator | None = None
+    answered: int = 1
+    left: int = ENDLESS
 
 
 @dataclass
@@ -99,13 +113,15 @@ class Drafter:
             del self._sequences[request_id]
 
     def draft(self, rows: Sequence[Row], count: int) -> tuple[dict[str, list[int]], Tensor | None]:
-        """``count`` draft tokens for each row that the cache has room for.
+        """``count`` draft tokens for each row that is worth it and that the cache has room for; fewer where its answer ends before.
 
         Returns:
             Draft tokens by request, and the probabilities that they were drawn from, float32
             [drafted requests, count, vocabulary] in the same order; None where all are greedy.
         """
-        drafted = [(row, found) for row in rows if (found := self._follow(row, count)) is not None]
+        wanted = [row for row in rows if row.left > 1]  # the step that judges draft tokens adds one token by itself
+        count = min(count, max((row.left - 1 for row in wanted), default=0))
+        drafted = [(row, found) for row in wanted if (found := self._follow(row, count)) is not None]
         if not drafted:
             return {}, None
         for row, sequence in drafted:
@@ -119,11 +135,19 @@ class Drafter:
         )
         for (row, sequence), guess in zip(drafted, guesses, strict=True):
             sequence.known, sequence.guesses = len(row.tokens), guess[:-1]
-        return {row.request_id: guess for (row, _), guess in zip(drafted, guesses, strict=True)}, probabilities
+        by_request = {row.request_id: guess[: row.left - 1] for (row, _), guess in zip(drafted, guesses, strict=True)}
+        return by_request, probabilities
 
     def _follow(self, row: Row, count: int) -> _Sequence | None:
-        """The row's sequence, up to date; None where the cache has no room for it."""
+        """The row's sequence, up to date; None where the cache has no room for it, or where it is too late to begin.
+
+        Reading a text takes the draft about as long as proposing as many tokens: where it has not followed an answer so far, what is
+        left of that must be worth it. Of an answer that has just begun that is known from measuring.
+        """
         found = self._sequences.get(row.request_id)
+        unread = len(row.tokens) - (found.known if found else 0)
+        if row.answered > 1 and unread > max(row.left, SHORT):
+            return None
         if found is None:
             taken = {other.slot for other in self._sequences.values()}
             found = _Sequence(next(slot for slot in range(len(taken) + 1) if slot not in taken))
@@ -140,6 +164,20 @@ class Drafter:
             chunk = [int(token) for token in tokens[sequence.known : sequence.known + min(left, CHUNK)]]
             self._network.read(chunk, sequence.known, sequence.slot)
             sequence.known += len(chunk)
+
+
+def progress(request: Any) -> tuple[int, int]:
+    """How many tokens of an answer there are, and how many more it may get (as vLLM's ``check_stop`` has it).
+
+    Args:
+        request: the model runner's record of a request.
+    """
+    answer, sampling = request.output_token_ids, request.sampling_params
+    if sampling is None:
+        return len(answer), ENDLESS
+    if answer and (answer[-1] == sampling.eos_token_id or answer[-1] in (sampling.stop_token_ids or ())):
+        return len(answer), 0
+    return len(answer), ENDLESS if sampling.max_tokens is None else sampling.max_tokens - len(answer)
 
 
 def uniforms(rows: Sequence[Row], count: int) -> Any:
@@ -161,6 +199,7 @@ class DirectProposer:
     def __init__(self, vllm_config: Any):
         self._folder = Path(vllm_config.additional_config[ADDITIONAL])
         self._drafter: Drafter | None = None
+        self._counts: deque[int] = deque(maxlen=CALM)
         attach()
 
     def load_model(self, target: Any) -> None:
@@ -181,15 +220,18 @@ class DirectProposer:
             runner: the model runner; it is left with the probabilities that the tokens were drawn from.
             sampled: the tokens that each request has just got.
             sampling: the batch's sampling metadata.
-            count: draft tokens for each request.
+            count: draft tokens for each request, as the schedule has it for this step's batch; the least of the last ``CALM`` steps
+                counts.
         """
         assert self._drafter is not None
+        self._counts.append(count)
+        count = min(self._counts)
         batch = runner.input_batch
         self._drafter.forget_all_but(batch.req_ids)
         temperatures = [0.0] * len(sampled) if sampling.all_greedy else sampling.temperature.tolist()
         rows = [
             Row(request_id, batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
-                temperatures[index], sampling.generators.get(index))
+                temperatures[index], sampling.generators.get(index), *progress(runner.requests[request_id]))
             for index, request_id in enumerate(batch.req_ids)
             if sampled[index]
         ]  # fmt: skip

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from drafts import verifying
 from drafts.distribution import OTHER, Prefix
-from drafts.exact import Difference, ExactTarget, bfloat16_step
+from drafts.exact import Difference, ExactTarget, rounding_dtype, rounding_step
 from drafts.verdict import GreedyResult, SampledResult, VerifyReport
 from drafts.verifying import (
     Prompted,
@@ -125,24 +125,41 @@ def test_a_tie_lies_within_what_two_runs_can_round(lag: float, tie: bool) -> Non
     assert Difference(0, (1, 2), gap=lag, lag=lag, rounding=0.01).tie == tie
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("value", [1.0, 1.5, 7.9, 8.0, 10.5, -3.0])
-def test_a_step_of_bfloat16_is_the_distance_of_neighbours(value: float) -> None:
-    number = torch.tensor(value, dtype=torch.bfloat16)
-    away = torch.tensor(math.copysign(math.inf, value), dtype=torch.bfloat16)
-    assert bfloat16_step(float(number)) == float((torch.nextafter(number, away) - number).abs())
+def test_a_step_is_the_distance_of_neighbours(value: float, dtype: str) -> None:
+    number = torch.tensor(value, dtype=getattr(torch, dtype))
+    away = torch.tensor(math.copysign(math.inf, value), dtype=number.dtype)
+    assert rounding_step(float(number), dtype) == float((torch.nextafter(number, away) - number).abs())
+
+
+def test_an_engine_left_to_itself_is_taken_to_round_to_bfloat16() -> None:
+    assert [rounding_dtype(name) for name in ("auto", "half", "float32")] == ["bfloat16", "float16", "float32"]
+
+
+def test_an_engine_in_float32_leaves_far_less_to_rounding(folder: Path, target: ExactTarget) -> None:
+    output = greedy(folder, 4)
+    other = (*output[:3], (output[3] + 1) % 128)
+    rough, fine = (
+        t.difference(PROMPT.tokens, output, other) for t in (target, ExactTarget(folder / "target", "float32"))
+    )
+    assert rough is not None
+    assert fine is not None
+    assert 0 < fine.rounding < rough.rounding / 1000
+    assert fine.lag == pytest.approx(rough.lag, abs=1e-4)
 
 
 def test_rounding_is_no_less_than_a_step_at_the_best_logit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Along a short text the deviations may all be small by chance (here: none at all)."""
     target = ExactTarget(folder / "target")
-    exact = target._models["float32"]
-    monkeypatch.setitem(target._models, "bfloat16", exact)
+    exact = target._exact
+    monkeypatch.setattr(target, "_rounded", exact)
     output = greedy(folder, 1)
     difference = target.difference(PROMPT.tokens, output, ((output[0] + 1) % 128,))
     with torch.inference_mode():
         best = float(exact(torch.tensor([PROMPT.tokens])).logits[0, -1].max())
     assert difference is not None
-    assert difference.rounding == bfloat16_step(best) > 0
+    assert difference.rounding == rounding_step(best, "bfloat16") > 0
 
 
 def test_two_equally_bad_tokens_are_no_tie() -> None:
@@ -207,7 +224,7 @@ def test_the_engine_is_compiled_as_the_pair_says(
         yield SimpleNamespace(url="http://there")
 
     monkeypatch.setattr(verifying, "LocalEngine", record)
-    with verifying._engine(pair, None, settings_for(folder), "plain") as url:
+    with verifying._engine(pair, None, settings_for(folder), "plain") as (url, _):
         assert url == "http://there"
     assert started[0].enforce_eager is eager
 

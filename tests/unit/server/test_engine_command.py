@@ -128,3 +128,15 @@ def test_drafts_that_are_large_or_of_another_family_are_left_to_the_engine(draft
     assert not can_be_direct(asked)
     assert not can_be_direct({**DRAFT, "model": "/nowhere"})
     assert not can_be_direct(None)
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_computes_in_the_type_it_is_quick_at(monkeypatch: pytest.MonkeyPatch, has: bool, dtype: str) -> None:
+    monkeypatch.setattr("stages.processor.multiplies_bfloat16", lambda: has)
+    assert settings(cpu=True).computed_dtype == dtype
+    assert settings(cpu=False).computed_dtype == "auto"
+    assert settings(cpu=True, dtype="float16").computed_dtype == "float16"
+    for said in (("--dtype", "half"), ("--x", "--dtype=half"), ("--dtype", "float32", "--dtype", "half")):
+        assert settings(cpu=True, extra_args=said).computed_dtype == "half"
+    arguments = command(settings(cpu=True), 1)
+    assert arguments[arguments.index("--dtype") + 1] == dtype

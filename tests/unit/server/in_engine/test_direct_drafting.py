@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drafts.distribution import critical_value
-from server.in_engine.direct_drafting import CHUNK, DirectProposer, Drafter, Row
+from server.in_engine.direct_drafting import CALM, CHUNK, ENDLESS, DirectProposer, Drafter, Row, progress
 from server.in_engine.draft_network import DraftNetwork
 from tests.unit.pruning.pico import LLAMA, ids, save
 
@@ -111,17 +111,77 @@ def test_a_full_cache_leaves_requests_without_drafts_until_there_is_room(folder:
     assert drafts == {"second": continued(model, second, 3), "third": continued(model, first, 3)}
 
 
+def request(answer: list[int], **sampling: Any) -> SimpleNamespace:
+    """The model runner's record of a request."""
+    params = {"max_tokens": None, "eos_token_id": 0, "stop_token_ids": [9], **sampling}
+    return SimpleNamespace(output_token_ids=answer, sampling_params=SimpleNamespace(**params))
+
+
+@pytest.mark.parametrize(
+    ("answer", "sampling", "expected"),
+    [
+        ([5, 6], {}, (2, ENDLESS)),
+        ([5, 6], {"max_tokens": 8}, (2, 6)),
+        ([5, 6], {"max_tokens": 2}, (2, 0)),
+        ([5, 0], {"max_tokens": 8}, (2, 0)),
+        ([5, 9], {"max_tokens": 8}, (2, 0)),
+        ([5, 0], {"max_tokens": 8, "eos_token_id": None, "stop_token_ids": None}, (2, 6)),
+        ([], {"max_tokens": 8}, (0, 8)),
+    ],
+)
+def test_how_far_an_answer_is(answer: list[int], sampling: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert progress(request(answer, **sampling)) == expected
+
+
 @torch.inference_mode()
-def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path) -> None:
+def test_no_more_is_drafted_than_an_answer_can_take(drafter: Drafter, model: PreTrainedModel) -> None:
+    tokens = ids(1, 12)[0].tolist()
+    rows = [Row(f"{left} left", tokens, left=left) for left in (0, 1, 2, 4, 50)]
+    drafts, _ = drafter.draft(rows, 5)
+    assert {name: len(draft) for name, draft in drafts.items()} == {"2 left": 1, "4 left": 3, "50 left": 5}
+    assert all(draft == continued(model, tokens, len(draft)) for draft in drafts.values())
+    drawn, probabilities = drafter.draft([Row("short", tokens, 1.0, left=3), Row("ended", tokens, 1.0, left=0)], 5)
+    assert probabilities is not None
+    assert (len(drawn["short"]), list(drawn), probabilities.shape[:2]) == (2, ["short"], (1, 2))
+
+
+@torch.inference_mode()
+def test_an_answer_that_was_not_followed_is_joined_only_while_enough_is_left(drafter: Drafter) -> None:
+    tokens = ids(1, 40)[0].tolist()
+    late = [Row(f"late, {left} left", tokens, answered=20, left=left) for left in (39, 40, ENDLESS)]
+    drafts, _ = drafter.draft([Row("new", tokens, left=10), *late], 2)
+    assert list(drafts) == ["new", "late, 40 left", f"late, {ENDLESS} left"]
+    longer = tokens + ids(1, 4, 7)[0].tolist()
+    drafts, _ = drafter.draft([Row("new", longer, answered=5, left=6)], 2)
+    assert list(drafts) == ["new"], "it has been followed: what is new is soon read"
+
+
+@torch.inference_mode()
+def test_more_is_drafted_again_only_after_calm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.in_engine.direct_drafting.attach", lambda: None)
+    proposer = DirectProposer(SimpleNamespace(additional_config={"understudy_draft": str(folder)}))
+    proposer.load_model(None)
+    tokens = numpy.array(ids(1, 16)[0])[None]
+    batch = SimpleNamespace(req_ids=["a"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10]))
+    runner = SimpleNamespace(input_batch=batch, requests={"a": request([1])})
+    greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
+    asked = [4, 0, *[4] * CALM, 2, 4]
+    found = [len(proposer.propose_for(runner, [[1]], greedy, count)[0]) for count in asked]
+    assert found == [4, *[0] * CALM, 4, 2, 2]
+
+
+@torch.inference_mode()
+def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config: Any = SimpleNamespace(additional_config={"understudy_draft": str(folder)})
-    proposer = DirectProposer.__new__(DirectProposer)  # without vLLM, which only ``attach`` needs
-    proposer._folder, proposer._drafter = Path(config.additional_config["understudy_draft"]), None
+    monkeypatch.setattr("server.in_engine.direct_drafting.attach", lambda: None)  # which needs vLLM
+    proposer = DirectProposer(config)
     proposer.load_model(None)
     tokens = numpy.zeros((3, 64), dtype=numpy.int32)
     for row, length in enumerate((10, 20, 5)):
         tokens[row, :length] = ids(1, length, row)[0]
     batch = SimpleNamespace(req_ids=["a", "b", "c"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10, 20, 5]))
-    runner = SimpleNamespace(input_batch=batch, _draft_probs=None, _draft_prob_req_ids=None)
+    requests = {name: request([1]) for name in batch.req_ids}
+    runner = SimpleNamespace(input_batch=batch, requests=requests, _draft_probs=None, _draft_prob_req_ids=None)
     greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
     drafts = proposer.propose_for(runner, [[1], [], [2, 3]], greedy, 3)
     rows = [Row("a", tokens[0, :10].tolist()), Row("c", tokens[2, :5].tolist())]
