@@ -104,12 +104,15 @@ class ChooseSettings(Settings):
 
     Attributes:
         min_gain: no draft is used where the expected speed-up is below 1 + this.
+        floor: no number of draft tokens is taken with which a kind of prompt, at any measured temperature, is expected to be
+            served at less than this share of plain decoding's speed.
         indifference: the fewest draft tokens are taken whose expected speed-up is within this share of the best one's.
             Fewer tokens cost less when requests share a step, and such a difference is below what measuring resolves.
         max_tokens: the largest num_speculative_tokens to consider; what was measured bounds it too.
     """
 
     min_gain: float = Field(default=0.03, ge=0)
+    floor: float = Field(default=0.98, ge=0, le=1)
     indifference: float = Field(default=0.02, ge=0, lt=1)
     max_tokens: int = Field(default=8, ge=1)
 
@@ -154,12 +157,22 @@ class Expected(Settings):
 
 
 class Considered(Settings):
-    """A number of draft tokens at a concurrency, and its expected speed-up over all kinds and temperatures."""
+    """A number of draft tokens at a concurrency.
+
+    Attributes:
+        speedup: expected, over all kinds and temperatures.
+        worst: expected of the kind and temperature that gain least.
+    """
 
     concurrency: int
     num_speculative_tokens: int
     speedup: float
+    worst: float
     way: Way = "draft"
+
+    def pays(self, settings: ChooseSettings) -> bool:
+        """Whether it gains enough over all, and takes too much from none."""
+        return self.speedup >= 1 + settings.min_gain and self.worst >= settings.floor
 
 
 class Choice(Settings):
@@ -262,10 +275,17 @@ def _geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
+def expected_speedups(
+    measurements: Measurements, num_speculative_tokens: int, concurrency: int, way: Way = "draft"
+) -> list[float]:
+    """Expected speed-up of each kind and temperature in one way of drafting."""
+    own = [acceptance for acceptance in measurements.acceptances if acceptance.way == way]
+    return [predict(measurements, acceptance, num_speculative_tokens, concurrency) for acceptance in own]
+
+
 def overall(measurements: Measurements, num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
     """Expected speed-up in one way of drafting: geometric mean over kinds and temperatures."""
-    own = [acceptance for acceptance in measurements.acceptances if acceptance.way == way]
-    return _geometric_mean([predict(measurements, a, num_speculative_tokens, concurrency) for a in own])
+    return _geometric_mean(expected_speedups(measurements, num_speculative_tokens, concurrency, way))
 
 
 def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Considered, ...]:
@@ -274,19 +294,22 @@ def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Cons
         raise InputError("measurements: no acceptance was measured")
     longest = min(len(acceptance.histogram) - 1 for acceptance in measurements.acceptances)
     return tuple(
-        Considered(concurrency=n, num_speculative_tokens=k, speedup=overall(measurements, k, n, way), way=way)
+        Considered(
+            concurrency=n, num_speculative_tokens=k, speedup=overall(measurements, k, n, way), way=way,
+            worst=min(expected_speedups(measurements, k, n, way)),
+        )
         for way in measurements.ways
         for n in measurements.concurrencies
         for k in range(1, min(longest, settings.max_tokens) + 1)
-    )
+    )  # fmt: skip
 
 
 def _pick(considered: Sequence[Considered], settings: ChooseSettings) -> int:
     """Draft tokens for one concurrency; 0 where none pays."""
-    best = max(item.speedup for item in considered)
-    if best < 1 + settings.min_gain:
-        return 0
-    return next(c.num_speculative_tokens for c in considered if c.speedup >= best * (1 - settings.indifference))
+    paying = [item for item in considered if item.pays(settings)]
+    best = max((item.speedup for item in paying), default=0.0)
+    least = best * (1 - settings.indifference)
+    return next((item.num_speculative_tokens for item in paying if item.speedup >= least), 0)
 
 
 def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
@@ -312,16 +335,15 @@ def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings
 
 def _one_number(own: Sequence[Considered], picked: dict[int, int], settings: ChooseSettings) -> dict[int, int]:
     """The same draft tokens, or none, at every concurrency: vLLM drafts in one pass with one number of mask tokens only."""
-    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in own}
-    least = 1 + settings.min_gain
+    at = {(c.concurrency, c.num_speculative_tokens): c for c in own}
 
     def gain(tokens: int) -> float:
-        return _geometric_mean([s if (s := speedup_of[n, tokens]) >= least else 1.0 for n in picked])
+        return _geometric_mean([c.speedup if (c := at[n, tokens]).pays(settings) else 1.0 for n in picked])
 
     numbers = sorted({c.num_speculative_tokens for c in own})
     best = max(map(gain, numbers))
     tokens = next(k for k in numbers if gain(k) >= best * (1 - settings.indifference))
-    return {n: tokens if speedup_of[n, tokens] >= least else 0 for n in picked}
+    return {n: tokens if at[n, tokens].pays(settings) else 0 for n in picked}
 
 
 def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> float:
@@ -373,23 +395,30 @@ def _draft_tokens(count: int) -> str:
     return f"{count} draft token{'' if count == 1 else 's'}"
 
 
+def _why_not(best: Considered, settings: ChooseSettings) -> str:
+    """Why even the best number of draft tokens is not taken."""
+    if best.speedup < 1 + settings.min_gain:
+        return f"the best would give {best.speedup:.2f}x, at least {1 + settings.min_gain:.2f}x is asked for"
+    where = f"{best.worst:.2f}x where it gains least"
+    return f"the best would give {best.speedup:.2f}x, but {where}; {settings.floor:.2f}x is the floor"
+
+
 def _reason(
     considered: Sequence[Considered], picked: dict[int, int], expected: Expected | None, settings: ChooseSettings
 ) -> str:
     """The decision in one paragraph."""
     bests = {n: max((i for i in considered if i.concurrency == n), key=lambda item: item.speedup) for n in picked}
-    asked = f"at least {1 + settings.min_gain:.2f}x is asked for"
     if expected is None:
-        would = ", ".join(f"{b.speedup:.2f}x at {n} at a time" for n, b in bests.items())
+        would = "; ".join(f"{n} at a time: {_why_not(b, settings)}" for n, b in bests.items())
         tokens = next(iter(bests.values())).num_speculative_tokens
-        return f"No draft: the best setting, {_draft_tokens(tokens)}, would give {would}; {asked}."
+        return f"No draft, nor with the best setting, {_draft_tokens(tokens)}. {would[0].upper()}{would[1:]}."
     speedup_of = {(item.concurrency, item.num_speculative_tokens): item.speedup for item in considered}
     parts = []
     for n, tokens in picked.items():
         if tokens:
             parts.append(f"{n} at a time: {_draft_tokens(tokens)}, {speedup_of[n, tokens]:.2f}x plain")
         else:
-            parts.append(f"{n} at a time: no draft tokens (the best would give {bests[n].speedup:.2f}x, {asked})")
+            parts.append(f"{n} at a time: no draft tokens ({_why_not(bests[n], settings)})")
     return (
         f"Expected, {'; '.join(parts)}. Mean acceptance length {expected.mean_acceptance_length:.2f}. "
         f"No other number of tokens is expected to be more than {settings.indifference:.0%} faster."

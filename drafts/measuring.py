@@ -55,7 +55,7 @@ class MeasureSettings(Settings):
     prompts_per_kind: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=64, ge=2)
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
-    concurrencies: tuple[Count, ...] = Field(default=(1, 4, 16), min_length=1)
+    concurrencies: tuple[Count, ...] = Field(default=(1, 4, 8, 16), min_length=1)
     repeats: int = Field(default=2, ge=1)
     seed: int = 0
     max_model_len: int = Field(default=512, ge=16)

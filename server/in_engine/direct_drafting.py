@@ -141,8 +141,8 @@ class Drafter:
     def _follow(self, row: Row, count: int) -> _Sequence | None:
         """The row's sequence, up to date; None where the cache has no room for it, or where it is too late to begin.
 
-        Reading a text takes the draft about as long as proposing as many tokens: where it has not followed an answer so far, what is
-        left of that must be worth it. Of an answer that has just begun that is known from measuring.
+        Reading a text takes the draft about as long as proposing as many tokens: where it has not followed an answer so far, what
+        is left of that must be worth it. Of an answer that has just begun that is known from measuring.
         """
         found = self._sequences.get(row.request_id)
         unread = len(row.tokens) - (found.known if found else 0)

@@ -56,6 +56,26 @@ def test_a_perfect_draft_takes_all_tokens() -> None:
     assert choice.expected.acceptance_rate == pytest.approx(1.0)
 
 
+def test_no_kind_of_traffic_is_slowed_down_for_the_others() -> None:
+    """Of a step that costs more with every token, one kind has the most at six and another loses from four on."""
+    accepted = tuple(
+        Acceptance(kind=kind, temperature=0.0, histogram=histogram)
+        for kind, histogram in (("chat", PERFECT), ("code", (60, 30, 10, 0, 0, 0, 0)))
+    )
+    found = Measurements(costs=costs(small=0.013, large=0.018), acceptances=accepted)
+    free, kept = (choose(found, ChooseSettings(floor=floor)) for floor in (0.0, 0.98))
+    worst = {item.num_speculative_tokens: item.worst for item in kept.considered}
+    assert free.num_speculative_tokens in (4, 5, 6)
+    assert worst[4] < 0.98 < worst[3]
+    assert kept.num_speculative_tokens == 3
+    none = choose(
+        found.model_copy(update={"acceptances": (*accepted, accepted[0].model_copy(update={"histogram": USELESS}))}),
+        ChooseSettings(),
+    )
+    assert none.num_speculative_tokens is None
+    assert "where it gains least; 0.98x is the floor" in none.reason
+
+
 def test_reading_prompts_is_what_both_have_in_common() -> None:
     """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too."""
     firsts = tuple(
@@ -127,7 +147,9 @@ def test_a_useless_draft_is_refused() -> None:
     choice = choose(measurements(USELESS, *costs(16)), ChooseSettings())
     assert choice.num_speculative_tokens is None
     assert choice.expected is None
-    assert choice.reason.startswith("No draft: the best setting")
+    assert choice.reason.startswith(
+        "No draft, nor with the best setting, 1 draft token. 1 at a time: the best would give 0.91x"
+    )
 
 
 def test_a_saturated_engine_gets_no_draft() -> None:
