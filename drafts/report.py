@@ -120,12 +120,13 @@ def html(record: dict[str, Any]) -> str:
     drifted = drifts(rows)
     costs = choice.get("costs") or []
     drafted = any(sum(row["acceptance_histogram"]) for row in rows if row["method"] != "ngram")
-    hardware = record["hardware"]
+    hardware, size = record["hardware"], record["settings"]["block_size"]
+    turn = "prompt" if size == 1 else f"{size} prompts"
     body = [
         "<h1>What the draft gains</h1>",
         _paragraph(
             f"{record['date']}, {hardware['cpu']}, {hardware['cores']} cores. Through the gateway, methods taking turns "
-            f"every {record['settings']['block_size']} prompts.", "note",
+            f"after every {turn}, computing in {record.get('dtype', 'bfloat16')}.", "note",
         ),
         *(_paragraph(line, "lead") for line in verdict(rows)),
         _section(
