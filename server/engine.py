@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,8 @@ from stages.folders import storage_errors
 LAST_LINES = 12
 POLL_S = 0.25
 NOTE_EVERY_S = 5.0
+QUIET_PORTS = range(20_000, 32_000)
+"""Below the ports that systems give to outgoing connections (32,768 and up, or 49,152), and few services have one of them."""
 
 Note = Callable[[float, str], None]
 """Called while waiting, with the seconds so far and the engine's latest log line."""
@@ -59,10 +62,16 @@ def bind(host: str, port: int) -> socket.socket:
 def choose_port(wanted: int | None) -> int:
     """A port on loopback that nobody has at this moment.
 
+    Ten seconds and more pass before the engine binds it, and meanwhile the system may give any of its ephemeral ports to somebody's
+    connection. So one of ``QUIET_PORTS`` is taken, which it gives to nobody.
+
     Raises:
         InputError: when the wanted one is taken.
     """
-    with bind("127.0.0.1", wanted or 0) as probe:
+    for port in [wanted] if wanted else random.sample(QUIET_PORTS, 100):
+        with suppress(InputError) if not wanted else nullcontext(), bind("127.0.0.1", port):
+            return port
+    with bind("127.0.0.1", 0) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import LocalEngine, answers, bind, choose_port, last_lines
+from server.engine import QUIET_PORTS, LocalEngine, answers, bind, choose_port, last_lines
 from server.engine_command import EngineSettings
 from stages.errors import EngineError, InputError
 
@@ -110,7 +110,14 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_free_port_is_found() -> None:
-    assert 1024 <= choose_port(None) <= 65535
+    assert choose_port(None) in QUIET_PORTS
+
+
+def test_a_free_port_is_found_where_all_quiet_ones_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        monkeypatch.setattr("server.engine.QUIET_PORTS", [taken.getsockname()[1]] * 100)
+        assert 1024 <= choose_port(None) <= 65535
 
 
 @pytest.mark.parametrize("tokens", [0, -1, "4", None, True])
