@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from server.acceptance import AcceptanceRecord, Missing, Usage
+from server.kinds import Kind
 
 Clock = Callable[[], float]
 Result = TypeVar("Result")
@@ -37,6 +38,8 @@ class Exchange:
     status: str = ""
     """HTTP status, or `client_gone`, or `stream_failed`; empty until it is settled."""
     num_sequences: int = 1
+    kind: Kind = Kind.PLAIN
+    """Which kind of output was asked for."""
     usage: Usage | None = None
     acceptance: AcceptanceRecord | Missing = Missing.ABSENT
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from server.errors import Refusal
+from server.kinds import Kind, kind_of
 
 NOT_FORWARDED = ("priority",)
 """Fields that belong to whoever runs the engine, not to its clients."""
@@ -39,6 +40,7 @@ class Inbound:
     """Whether the client asked for the usage chunk of its stream."""
     num_sequences: int
     """n times prompts."""
+    kind: Kind = Kind.PLAIN
 
 
 def _wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
@@ -143,4 +145,4 @@ def check(route: Route, body: bytes, max_sequences: int) -> Inbound:
     wants_usage = bool(options.get("include_usage"))
     if payload.get("stream") and not wants_usage:
         forwarded = _ask_for_usage(forwarded, options)
-    return Inbound(_dump(forwarded), wants_usage, sequences)
+    return Inbound(_dump(forwarded), wants_usage, sequences, kind_of(payload))

@@ -1,6 +1,7 @@
 """What Prometheus gets to see, from one finished exchange at a time. The only file that knows prometheus_client.
 
-Labels are bounded: `model` and `draft` come from the configuration, `route` and `status` from fixed lists.
+Labels are bounded: `model` and `draft` come from the configuration, `route`, `status` and
+`kind` from fixed lists.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ class Metrics:
         self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
         self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
-        self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)")
-        self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged")
-        self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted")
+        self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)", "kind")
+        self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged", "kind")
+        self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted", "kind")
         self._missing = self._counter(
             "acceptance_records_missing",
             "Requests without an acceptance record (absent: n > 1, ended at a stop string, /v1/responses); "
-            "their steps are in the engine's counters only", "reason",
+            "their steps are in the engine's counters only", "kind", "reason",
         )  # fmt: skip
         self._ttft = self._histogram("time_to_first_token_seconds", "Headers to first chunk of a stream", TTFT_S)
         self._tpot = self._histogram("time_per_output_token_seconds", "(e2e - ttft) / (output tokens - 1)", TOKEN_S)
         self._gap = self._histogram("chunk_gap_seconds", "Between two chunks of a stream: a step, not a token", TOKEN_S)
         self._e2e = self._histogram("e2e_seconds", "Headers to last byte, answered requests", E2E_S)
         self._overhead = self._histogram("gateway_overhead_seconds", "The gateway's own time on a request", OVERHEAD_S)
-        self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE)
-        self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH)
+        self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE, "kind")
+        self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH, "kind")
         self._expect("acceptance_rate", settings.expected_acceptance_rate)
         self._expect("mean_acceptance_length", settings.expected_mean_acceptance_length)
 
@@ -75,7 +76,7 @@ class Metrics:
         if exchange.usage is not None:
             self._prompt_tokens.labels(*labels).inc(exchange.usage.prompt_tokens)
             self._output_tokens.labels(*labels).inc(exchange.usage.output_tokens)
-        self._record_acceptance(labels, exchange)
+        self._record_acceptance((*labels, exchange.kind.value), exchange)
 
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded
@@ -106,8 +107,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *more: str) -> Counter:
         return Counter(f"understudy_{name}", text, (*LABELS, *more), registry=self._registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"understudy_{name}", text, LABELS, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
+        return Histogram(f"understudy_{name}", text, (*LABELS, *more), buckets=buckets, registry=self._registry)
 
     def _expect(self, name: str, value: float | None) -> None:
         if value is not None:

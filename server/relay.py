@@ -9,15 +9,16 @@ import logging
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from server.acceptance import read_acceptance, read_usage
+from server import reporting
+from server.acceptance import AcceptanceRecord, read_acceptance, read_usage
 from server.client import ClientGone, Cut, Reply, check_content_type, read_body, unless_gone
 from server.door import Door
 from server.errors import Refusal
 from server.exchange import CLIENT_GONE, STREAM_FAILED, Exchange
 from server.inbound import Inbound, Route, check
+from server.json_text import JsonText
 from server.metrics import Metrics
 from server.settings import GatewaySettings
-from server.sse import json_of
 from server.stream import StreamReader
 from server.upstream import EngineFailed, Upstream, finish, is_stream, passed_headers, read_all, read_some, refusal_from
 
@@ -68,7 +69,7 @@ class Relay:
                 body = await read_body(scope, receive, limit, timeout_s, self._door.cut)
                 exchange.admitted_s = exchange.clock()
                 inbound = check(self._route, body, settings.max_sequences)
-                exchange.num_sequences = inbound.num_sequences
+                exchange.num_sequences, exchange.kind = inbound.num_sequences, inbound.kind
                 await unless_gone(receive, self._door.cut, self._exchange(inbound, reply, exchange))
         except (Refusal, EngineFailed, Cut) as error:
             refusal = self._refusal(error)
@@ -97,7 +98,7 @@ class Relay:
         self, response: aiohttp.ClientResponse, inbound: Inbound, reply: Reply, exchange: Exchange
     ) -> None:
         headers = {**passed_headers(response), **STREAM_HEADERS}
-        events = StreamReader(self._route, inbound, exchange, self._settings.max_event_bytes, self._metrics)
+        events = StreamReader(self._route, inbound, exchange, self._settings, self._metrics)
         while not events.done and (data := await exchange.wait(read_some(response))):
             passed = events.feed(data)
             if events.opening_error is not None and not reply.started:
@@ -120,7 +121,19 @@ class Relay:
         if response.status in (429, 503):
             headers.setdefault("retry-after", str(retry_after_s))
         if self._route.generates and response.status == 200:
-            payload = json_of(body) or {}
-            exchange.usage, exchange.acceptance = read_usage(payload), read_acceptance(payload)
+            body, told = self._read_answer(body, exchange)
+            headers.update(told)
         await exchange.wait(reply.whole(response.status, headers, body))
         exchange.settle(str(response.status))
+
+    def _read_answer(self, body: bytes, exchange: Exchange) -> tuple[bytes, dict[str, str]]:
+        """Notes usage and acceptance; the body and the headers that tell the client of them."""
+        answer = JsonText.read(body)
+        if answer is None:
+            return body, {}
+        exchange.usage, exchange.acceptance = read_usage(answer.values), read_acceptance(answer.values)
+        record, headers = exchange.acceptance, {}
+        if self._settings.acceptance_header and isinstance(record, AcceptanceRecord):
+            headers[reporting.HEADER] = reporting.header_value(record)
+        told = reporting.with_details(answer, record) if self._settings.usage_details else None
+        return told or body, headers

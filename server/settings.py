@@ -42,6 +42,8 @@ class GatewaySettings(Settings):
     client_stall_s: float = Field(default=120.0, gt=0, description="longest wait for a client that does not read")
     ready_timeout_s: float = Field(default=2.0, gt=0, description="of the questions behind /ready and /v1/models")
     retry_after_s: int = Field(default=1, ge=1, description="told to clients with 429 and 503")
+    usage_details: bool = Field(default=True, description="fill accepted_ and rejected_prediction_tokens in usage")
+    acceptance_header: bool = Field(default=False, description="X-Understudy-Acceptance on answers in one piece")
     drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
