@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,9 +19,12 @@ from server import errors
 from server.door import Door
 from server.inbound import Route
 from server.metrics import CONTENT_TYPE, Metrics
+from server.openapi import document
 from server.relay import BROKEN, Relay
 from server.settings import GatewaySettings
 from server.upstream import EngineFailed, Upstream, finish, passed_headers, read_all, refusal_from
+from server.watch import Watch
+from server.watching import Watching
 
 ROUTES = (
     Route("/v1/chat/completions", "chat", generates=True),
@@ -31,6 +35,7 @@ ROUTES = (
 """What is relayed. Nothing else of the engine can be reached through the gateway."""
 
 MODELS = "/v1/models"
+VERSION = metadata.version("understudy")
 
 
 class Gateway:
@@ -40,6 +45,8 @@ class Gateway:
         self.door = door
         self.upstream = Upstream(settings)
         self.metrics = Metrics(settings)
+        self.watch = Watch(settings, self.metrics)
+        self.metrics.observe_with(self.watch.see)
         self.settings = settings
 
     def relay(self, route: Route) -> Relay:
@@ -127,5 +134,9 @@ def create_app(settings: GatewaySettings, door: Door | None = None) -> FastAPI:
     watching = {"/health": gateway.health, "/ready": gateway.ready, "/metrics": gateway.show_metrics}
     plain = {MODELS: gateway.models, **watching}
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in plain.items())
+    watching_routes = Watching(settings.served_model_name, gateway.watch, gateway.door)
+    app.router.routes.extend(watching_routes.admin_routes())
+    app.router.routes.extend(watching_routes.docs_routes(document(ROUTES, settings, VERSION)))
+    app.router.routes.extend(watching_routes.page_routes() if settings.live_page else [])
     app.state.gateway = gateway
     return app

@@ -6,6 +6,9 @@ Labels are bounded: `model` and `draft` come from the configuration, `route`, `s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.acceptance import AcceptanceRecord
@@ -52,12 +55,29 @@ class Metrics:
         self._overhead = self._histogram("gateway_overhead_seconds", "The gateway's own time on a request", OVERHEAD_S)
         self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE, "kind")
         self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH, "kind")
+        self._stale = self._gauge("draft_stale", "1 while a draft accepts clearly less than expected", LABELS[:2])
+        self._sliding = self._gauge(
+            "sliding_mean_acceptance_length",
+            "1 + accepted / drafts over the drift guard's window; NaN: small sample",
+            LABELS[:2],
+        )
+        self._observers: list[Callable[[Exchange], None]] = []
         self._expect("acceptance_rate", settings.expected_acceptance_rate)
         self._expect("mean_acceptance_length", settings.expected_mean_acceptance_length)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def observe_with(self, observer: Callable[[Exchange], None]) -> None:
+        """Lets ``observer`` see every exchange that ends, too."""
+        self._observers.append(observer)
+
+    def drift(self, draft: str, stale: bool, length: float | None) -> None:
+        """Shows what the drift guard thinks of a draft; ``length`` is None while its sample is too small."""
+        labels = (self._common[0], draft)
+        self._stale.labels(*labels).set(stale)
+        self._sliding.labels(*labels).set(math.nan if length is None else length)
 
     def begin(self, route: str) -> None:
         """Counts a request in."""
@@ -77,6 +97,8 @@ class Metrics:
             self._prompt_tokens.labels(*labels).inc(exchange.usage.prompt_tokens)
             self._output_tokens.labels(*labels).inc(exchange.usage.output_tokens)
         self._record_acceptance((*labels, exchange.kind.value), exchange)
+        for observer in self._observers:
+            observer(exchange)
 
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded

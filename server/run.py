@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from server import asking
-from server.app import create_app
+from server.app import Gateway, create_app
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
 from server.pair import Pair
+from server.reloading import reload
 from server.sampling_check import check_engine
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
@@ -31,6 +33,7 @@ REACH_S = 1.0
 DEATH_S = 1.0
 """How long an engine that stopped answering gets to be found dead."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Reread = Callable[[], GatewaySettings]
 
 
 class Server(uvicorn.Server):
@@ -49,6 +52,13 @@ def make_server(settings: GatewaySettings, door: Door | None = None) -> Server:
         ws="none", lifespan="on", timeout_graceful_shutdown=5,
     )  # fmt: skip
     return Server(config)
+
+
+def gateway_of(server: Server) -> Gateway:
+    """The gateway in a server that `make_server` made."""
+    app: Any = server.config.app
+    gateway: Gateway = app.state.gateway
+    return gateway
 
 
 def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSettings:
@@ -78,6 +88,7 @@ def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
             "draft_name": pair.draft_name,
             "expected_acceptance_rate": expected.acceptance_rate if expected else None,
             "expected_mean_acceptance_length": expected.mean_acceptance_length if expected else None,
+            "expected_speedup": expected.speedup if expected else None,
         }
     )
 
@@ -114,15 +125,20 @@ class Service:
         settings: the gateway's; ``engine_url`` is filled in here when there is a local engine.
         engine: a local engine that has not been started, or None.
         check_sampling: whether the engine must pass the sampling check before requests are let in.
+        reread: reads the settings again, on SIGHUP; None: SIGHUP changes nothing.
     """
 
-    def __init__(self, settings: GatewaySettings, engine: LocalEngine | None, check_sampling: bool):
+    def __init__(
+        self, settings: GatewaySettings, engine: LocalEngine | None, check_sampling: bool, reread: Reread | None = None
+    ):
         self._settings = settings
         self._engine = engine
         self._check_sampling = check_sampling
         self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._reread = reread
+        self._server: Server | None = None
 
     async def run(self) -> None:
         """Serves until a signal comes, or raises what ended it before."""
@@ -131,7 +147,7 @@ class Service:
             host, port = socket.getsockname()[:2]
             try:
                 self._start_engine()
-                server = make_server(self._settings, self._door)
+                server = self._server = make_server(self._settings, self._door)
                 serving = asyncio.create_task(server.serve(sockets=[socket]))
                 log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
                 try:
@@ -222,16 +238,26 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in (*SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def _on_hangup(self) -> None:
+        """Reads the settings again; without a file there is nothing to read, and nothing ends."""
+        if self._reread is None or self._server is None:
+            return
+        found = reload(self._settings, self._reread, log)
+        if found is not None:
+            self._settings = found
+            gateway_of(self._server).watch.reload(found)
 
 
 def note_progress(seconds: float, line: str) -> None:
@@ -245,6 +271,7 @@ def serve(
     log_file: Path | None = None,
     allow_faulty_sampling: bool = False,
     make_engine: Callable[[EngineSettings], LocalEngine] = lambda settings: LocalEngine(settings, note_progress),
+    reread: Reread | None = None,
 ) -> None:
     """Serves until Ctrl-C or SIGTERM, then ends gateway and engine.
 
@@ -254,6 +281,7 @@ def serve(
         log_file: the local engine's log; needed with a local engine.
         allow_faulty_sampling: leave out the sampling check, which engines with a draft and engines elsewhere must pass.
         make_engine: how a local engine is made.
+        reread: reads the settings again, on SIGHUP.
 
     Raises:
         InputError: port taken, or settings that no engine can be started with.
@@ -261,16 +289,16 @@ def serve(
         CheckFailed: it does not sample as its target does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    if pair is not None:
-        settings = gateway_settings(pair, settings)
+    fill_in = partial(gateway_settings, pair) if pair is not None else lambda settings: settings
+    settings = fill_in(settings)
     engine = None
     if settings.engine_url is None:
         if pair is None or log_file is None:
             raise InputError("nothing to serve: give a pair or the URL of an engine")
         engine = make_engine(engine_settings(pair, log_file))
     check = not allow_faulty_sampling and (settings.draft_name is not None or engine is None)
-    asyncio.run(_serve(settings, engine, check))
+    asyncio.run(_serve(settings, engine, check, (lambda: fill_in(reread())) if reread else None))
 
 
-async def _serve(settings: GatewaySettings, engine: LocalEngine | None, check: bool) -> None:
-    await Service(settings, engine, check).run()
+async def _serve(settings: GatewaySettings, engine: LocalEngine | None, check: bool, reread: Reread | None) -> None:
+    await Service(settings, engine, check, reread).run()

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_core import PydanticCustomError
 
+from server.drift import DriftSettings
+from server.sharing import CanarySettings
 from stages.settings import Settings
 
 MIB = 2**20
@@ -47,6 +49,10 @@ class GatewaySettings(Settings):
     drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
+    expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
+    drift: DriftSettings = Field(default=DriftSettings(), description="when a draft counts as stale")
+    canary: CanarySettings | None = Field(default=None, description="a second draft's pool on trial; see reload")
+    live_page: bool = Field(default=True, description="the page at / and its figures at /live.json")
 
     @field_validator("engine_url")
     @classmethod
@@ -57,3 +63,9 @@ class GatewaySettings(Settings):
         if not is_base_url(url):
             raise PydanticCustomError("engine_url", "must be http://HOST:PORT or https://HOST:PORT")
         return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @property
+    def expected_lengths_by_draft(self) -> dict[str, float]:
+        """The expected mean acceptance length of every draft that has one."""
+        length = self.expected_mean_acceptance_length
+        return {self.draft_name: length} if self.draft_name is not None and length is not None else {}
