@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -322,6 +323,7 @@ def serve(
     settings = settings_from(
         GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model
     )
+    settings = settings.resolved(os.environ)
     serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
 
 

@@ -37,6 +37,8 @@ class Exchange:
     status: str = ""
     """HTTP status, or `client_gone`, or `stream_failed`; empty until it is settled."""
     num_sequences: int = 1
+    served_by: tuple[str, str] | None = None
+    """Labels `model` and `draft` of the engine that answered, or was asked last; None before any was."""
     usage: Usage | None = None
     acceptance: AcceptanceRecord | Missing = Missing.ABSENT
 
