@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -321,7 +322,7 @@ def serve(
 
     def read() -> GatewaySettings:
         given = {"host": host, "port": port, "engine_url": engine_url, "served_model_name": model}
-        return settings_from(GatewaySettings, config, set_, **given)
+        return settings_from(GatewaySettings, config, set_, **given).resolved(os.environ)
 
     serve(read(), read_pair(pair) if pair else None, log_file, allow_faulty_sampling, reread=read)
 

@@ -89,7 +89,7 @@ class StreamReader:
     def _see_chunk(self) -> None:
         gap_s = self._exchange.see_chunk()
         if gap_s is not None:
-            self._metrics.chunk_gap(self._route.name, gap_s)
+            self._metrics.chunk_gap(self._route.name, self._exchange, gap_s)
 
     def _told(self, event: bytes, data: bytes, chunk: JsonText) -> bytes:
         """The usage chunk as the client gets it: not at all, unless it asked."""

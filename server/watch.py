@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,12 +14,16 @@ from server.drift import DriftGuard, State, Turn
 from server.exchange import Exchange
 from server.live import PoolFigures, Throughput, speedups
 from server.metrics import Metrics
+from server.pools import NO_DRAFT, Pool, Shares
 from server.settings import GatewaySettings
-from server.sharing import CanarySettings, shares
+from server.sharing import shares
 from stages.progress import log
 
 ALERTS = 20
 """How many alerts the live page remembers."""
+
+Labels = tuple[str, str]
+"""Model and draft, as the metrics name them."""
 
 
 class Watch:
@@ -28,113 +32,107 @@ class Watch:
     Args:
         settings: expected figures, thresholds, and the canary.
         metrics: told of drift.
+        pools: all there are.
         clock: monotonic seconds.
         tell: takes the line of an alert.
     """
 
     def __init__(
-        self, settings: GatewaySettings, metrics: Metrics,
+        self, settings: GatewaySettings, metrics: Metrics, pools: Sequence[Pool],
         clock: Callable[[], float] = time.monotonic, tell: Callable[[str], object] = log,
     ):  # fmt: skip
         self._settings = settings
         self._metrics = metrics
+        self._pools = {(pool.model, pool.draft or NO_DRAFT): pool for pool in pools}
         self._clock = clock
         self._tell = tell
-        self._guards = {name: self._guard(name, length) for name, length in settings.expected_lengths_by_draft.items()}
-        self._only = (settings.served_model_name, settings.draft_name or "none")
-        self._pools: dict[str, PoolFigures] = {}
+        self._guards = {key: self._guard(key, length) for key, length in settings.expected_lengths().items()}
+        self._figures = {key: PoolFigures() for key in self._pools}
         self._throughput = Throughput()
-        self.comparison = Comparison()
+        self._comparison = Comparison()
+        self._shares = self._decide()
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS)
+        """The latest first."""
 
-    @property
-    def canary(self) -> CanarySettings | None:
-        """The canary as the settings have it now."""
-        return self._settings.canary
+    def see(self, exchange: Exchange) -> None:
+        """Takes a finished request in; those that no engine was asked for say nothing here."""
+        key = exchange.served_by
+        if key is None or key not in self._pools:
+            return
+        now = self._clock()
+        self._throughput.see(now, exchange)
+        self._figures[key].see(now, exchange)
+        if self._settings.canary is not None:
+            self._comparison.see(self._pools[key].name, exchange)
+        guard = self._guards.get(key)
+        if guard is not None and isinstance(exchange.acceptance, AcceptanceRecord):
+            turn = guard.see(now, exchange.acceptance)
+            self._metrics.drift(key, guard.state is State.STALE, guard.length(now))
+            if turn is not None:
+                self._alert(turn)
+
+    def shares(self) -> Shares:
+        """The pools that get only a share of the ordinary traffic; routing asks at each request."""
+        return self._shares
 
     def reload(self, settings: GatewaySettings) -> None:
         """Takes over a new canary (of another pool or draft, the comparison begins anew) and new thresholds."""
         before, now = self._settings.canary, settings.canary
         named = [canary and (canary.pool, canary.draft) for canary in (before, now)]
         self._settings = self._settings.model_copy(update={"canary": now, "drift": settings.drift})
-        if now is not None and named[0] != named[1]:
-            self.comparison = Comparison()
+        if named[0] != named[1]:
+            self._comparison = Comparison()
         for guard in self._guards.values():
             guard.settings = settings.drift
+        self._shares = self._decide()
 
-    def see(self, exchange: Exchange) -> None:
-        """Takes a finished request in."""
-        now, served_by = self._clock(), exchange.served_by or self._only
-        pool = "/".join(served_by)
-        self._throughput.see(now, exchange)
-        self._pools.setdefault(pool, PoolFigures()).see(now, exchange)
-        if self._settings.canary is not None:
-            self.comparison.see(pool, exchange)
-        guard = self._guards.get(served_by[1])
-        if guard is not None and isinstance(exchange.acceptance, AcceptanceRecord):
-            turn = guard.see(now, exchange.acceptance)
-            self._metrics.drift(guard.draft, guard.state is State.STALE, guard.length(now))
-            if turn is not None:
-                self._alert(turn)
-
-    def pools(self) -> dict[str, str | None]:
-        """The drafts of all pools by their names."""
-        return {"/".join(self._only): self._settings.draft_name}
-
-    def stale(self) -> set[str]:
-        """Names of the drafts that are stale."""
-        return {name for name, guard in self._guards.items() if guard.state is State.STALE}
-
-    def shares(self, pools: Mapping[str, str | None]) -> dict[str, float]:
-        """Shares of those pools of one model that get only a share; ``pools`` has their drafts by their names."""
-        return shares(pools, self.stale(), self._settings.drift.probing_share, self._settings.canary)
-
-    def canary_report(self, pools: Mapping[str, str | None]) -> dict[str, Any]:
-        """The canary's comparison with the other pools that speculate, or with the plain ones where there are no others."""
+    def canary_report(self) -> dict[str, Any]:
+        """The canary's comparison with its model's other pools that speculate, or the plain ones where there are no others."""
         canary = self._settings.canary
         if canary is None:
             return {"canary": None, "main": [], "pools": [], "rows": []}
-        on_trial = [name for name, draft in pools.items() if canary.is_it(name, draft)]
-        others = [name for name in pools if name not in on_trial]
-        main = [name for name in others if pools[name] is not None] or others
-        rows = self.comparison.rows(main, on_trial)
-        return {"canary": canary.model_dump(), "main": main, "pools": on_trial, "rows": rows}
+        on_trial = [pool for pool in self._pools.values() if canary.is_it(pool.name, pool.draft)]
+        models = {pool.model for pool in on_trial}
+        others = [pool for pool in self._pools.values() if pool not in on_trial and pool.model in models]
+        main = [pool.name for pool in others if pool.draft is not None] or [pool.name for pool in others]
+        names = [pool.name for pool in on_trial]
+        rows = self._comparison.rows(main, names)
+        return {"canary": canary.model_dump(), "main": main, "pools": names, "rows": rows}
 
-    def as_dict(self, pools: Mapping[str, str | None]) -> dict[str, Any]:
-        """All figures of the live page."""
+    def figures(self) -> dict[str, Any]:
+        """What the live page shows."""
         now = self._clock()
-        plain = [
-            self._pools[name].tpot_s(now) for name, draft in pools.items() if draft is None and name in self._pools
-        ]
-        plain_tpot_s = next((value for value in plain if value is not None), None)
-        found = self.shares(pools)
-        return {
-            **self._throughput.as_dict(now),
-            "pools": [self._pool(now, name, draft, found.get(name), plain_tpot_s) for name, draft in pools.items()],
-            "alerts": list(self.alerts),
-        }
+        pools = [self._pool(now, key, pool) for key, pool in self._pools.items()]
+        return {**self._throughput.as_dict(now), "pools": pools, "alerts": list(self.alerts)}
 
-    def _pool(
-        self, now: float, name: str, draft: str | None, share: float | None, plain_tpot_s: float | None
-    ) -> dict[str, Any]:
-        figures = self._pools.get(name, PoolFigures()).as_dict(now)
-        pool = {"name": name, "draft": draft, "share": share, **figures}
-        if draft is None:
-            return pool
-        guard = self._guards.get(draft)
-        expected = self._settings.expected_speedup if draft == self._settings.draft_name else None
+    def _pool(self, now: float, key: Labels, pool: Pool) -> dict[str, Any]:
+        figures = self._figures[key].as_dict(now)
+        found = {"name": pool.name, "draft": pool.draft, "share": self._shares.get(pool.name), **figures}
+        if pool.draft is None:
+            return found
+        guard = self._guards.get(key)
+        plain = self._figures.get((pool.model, NO_DRAFT))
+        expected = self._settings.expected_speedup if pool.draft == self._settings.draft_name else None
         length, expected_length = figures["mean_acceptance_length"], guard.expected if guard else None
-        return pool | {
-            "state": guard.state.value if guard else None,
-            "expected_mean_acceptance_length": expected_length,
-            "speedup": speedups(expected, expected_length, length, figures["tpot_s"], plain_tpot_s),
-        }
+        speedup = speedups(expected, expected_length, length, figures["tpot_s"], plain.tpot_s(now) if plain else None)
+        state = guard.state.value if guard else None
+        return found | {"state": state, "expected_mean_acceptance_length": expected_length, "speedup": speedup}
+
+    def _decide(self) -> dict[str, float]:
+        """Shares of all models' pools, from the drafts' states and the canary."""
+        found: dict[str, float] = {}
+        for model in {model for model, _ in self._pools}:
+            pools = {pool.name: pool.draft for pool in self._pools.values() if pool.model == model}
+            stale = {key[1] for key, guard in self._guards.items() if key[0] == model and guard.state is State.STALE}
+            found |= shares(pools, stale, self._settings.drift.probing_share, self._settings.canary)
+        return found
 
     def _alert(self, turn: Turn) -> None:
+        self._shares = self._decide()
         self._tell(turn.line())
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.alerts.appendleft({"at": at, "draft": turn.draft, "state": turn.state.value, "text": turn.line()})
 
-    def _guard(self, name: str, length: float) -> DriftGuard:
-        self._metrics.drift(name, False, None)
-        return DriftGuard(name, length, self._settings.drift)
+    def _guard(self, key: Labels, length: float) -> DriftGuard:
+        self._metrics.drift(key, False, None)
+        return DriftGuard(key[1], length, self._settings.drift)

@@ -11,7 +11,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from server.door import Door
+from server.fleet import Fleet
+from server.member import Member
 from server.openapi import page
+from server.pools import NO_DRAFT
 from server.watch import Watch
 
 FOLDER = Path(__file__).parent / "page"
@@ -33,15 +36,15 @@ class Watching:
     """Handlers over what the gateway has seen.
 
     Args:
-        model: the served model's name.
         watch: the figures.
         door: for the phase and the requests under way.
+        fleet: for the engines.
     """
 
-    def __init__(self, model: str, watch: Watch, door: Door):
-        self._model = model
+    def __init__(self, watch: Watch, door: Door, fleet: Fleet):
         self._watch = watch
         self._door = door
+        self._fleet = fleet
 
     async def live(self, request: Request) -> Response:
         """The figures of the live page."""
@@ -49,12 +52,14 @@ class Watching:
 
     def figures(self) -> dict[str, Any]:
         """The same as plain values."""
-        state = {"model": self._model, "phase": self._door.phase.value, "requests_in_flight": self._door.running}
-        return {**state, **self._watch.as_dict(self._watch.pools())}
+        models = list(dict.fromkeys(pool.model for pool in self._fleet.pools))
+        state = {"models": models, "phase": self._door.phase.value, "requests_in_flight": self._door.running}
+        engines = [_engine(name, member) for name, member in self._fleet.members.items()]
+        return {**state, **self._watch.figures(), "engines": engines}
 
     async def canary(self, request: Request) -> Response:
         """The canary's comparison; `understudy canary` prints it as a table."""
-        return JSONResponse(self._watch.canary_report(self._watch.pools()), headers=UNCACHED)
+        return JSONResponse(self._watch.canary_report(), headers=UNCACHED)
 
     def docs_routes(self, found: dict[str, Any]) -> list[Route]:
         """The OpenAPI document as it is, and as a page."""
@@ -70,6 +75,14 @@ class Watching:
     def admin_routes(self) -> list[Route]:
         """What belongs to whoever runs the gateway."""
         return [Route("/admin/canary", self.canary, methods=["GET"])]
+
+
+def _engine(name: str, member: Member) -> dict[str, Any]:
+    """One engine; not its address, which is nobody's business here."""
+    entry = member.entry
+    state = "up" if member.up else "stuck" if member.health.stuck else "away"
+    pool = f"{entry.served_model}/{entry.draft or NO_DRAFT}"
+    return {"name": name, "pool": pool, "state": state, "in_flight": member.health.running}
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

@@ -44,13 +44,13 @@ function pool(found) {
 }
 
 function show(live) {
-  document.getElementById("state").textContent = `${live.model}: ${live.phase}`;
+  document.getElementById("state").textContent = `${live.models.join(", ")}: ${live.phase}`;
   document.getElementById("tokens").textContent = shown(live.output_tokens_per_s, 1);
   document.getElementById("requests").textContent = shown(live.requests_per_s, 2);
   document.getElementById("in-flight").textContent = live.requests_in_flight;
   document.getElementById("pools").replaceChildren(...live.pools.map(pool));
   document.getElementById("engines").replaceChildren(
-    ...(live.engines || []).map((engine) => element("li", `${engine.name} (${engine.pool}): ${engine.state}, ${engine.in_flight} in flight`)));
+    ...live.engines.map((engine) => element("li", `${engine.name} (${engine.pool}): ${engine.state}, ${engine.in_flight} in flight`)));
   document.getElementById("alerts").replaceChildren(...live.alerts.map((alert) => element("li", `${alert.at}  ${alert.text}`)));
 }
 

@@ -71,7 +71,8 @@ def gateway() -> Gateway:
     @asynccontextmanager
     async def run(pieces: list[bytes], engine_url: str | None = None, **settings: object) -> AsyncIterator[Running]:
         async with Replay(pieces).running() as engine, aiohttp.ClientSession() as client:
-            fields = {"engine_url": engine_url or engine.url, "served_model_name": "m", "draft_name": "d", **settings}
+            url = None if "engines" in settings else engine_url or engine.url
+            fields = {"engine_url": url, "served_model_name": "m", "draft_name": "d", **settings}
             resolved = GatewaySettings.model_validate(fields)
             door = Door(resolved.max_in_flight)
             with bind("127.0.0.1", 0) as socket:

@@ -27,8 +27,11 @@ async def test_the_live_figures_follow_the_requests(gateway: Gateway) -> None:
         status, headers, body = await get(running, "/live.json")
         assert (status, headers["cache-control"]) == (200, "no-store")
         live = json.loads(body)
-        assert (live["model"], live["phase"], live["requests_in_flight"]) == ("m", "serving", 0)
+        assert (live["models"], live["phase"], live["requests_in_flight"]) == (["m"], "serving", 0)
         assert live["output_tokens_per_s"] == 12
+        assert [(engine["name"], engine["pool"], engine["in_flight"]) for engine in live["engines"]] == [
+            ("engine", "m/d", 0)
+        ]
         (pool,) = live["pools"]
         assert (pool["name"], pool["state"], pool["drafts"]) == ("m/d", "fresh", 5)
         assert pool["mean_acceptance_length"] == 2.2
@@ -51,9 +54,9 @@ async def test_the_page_can_be_left_out(gateway: Gateway) -> None:
 
 
 async def test_the_canarys_comparison(gateway: Gateway) -> None:
-    async with gateway(whole(BODY), canary={"draft": "other", "share": 0.2}) as running:
+    async with gateway(whole(BODY), canary={"draft": "d", "share": 0.2}) as running:
         await running.post("/v1/completions", {"prompt": "x"})
         await running.settled()
         report = json.loads((await get(running, "/admin/canary"))[2])
-        assert (report["canary"]["share"], report["main"], report["pools"]) == (0.2, ["m/d"], [])
-        assert report["rows"][0]["mean_acceptance_length"]["main"]["value"] == 2.2
+        assert (report["canary"]["share"], report["main"], report["pools"]) == (0.2, [], ["m/d"])
+        assert report["rows"][0]["mean_acceptance_length"]["canary"]["value"] == 2.2
