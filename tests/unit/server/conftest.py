@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
+from server import app
 from server.door import Door
 from server.engine import bind
-from server.run import make_server
+from server.run import gateway_of, make_server
 from server.settings import GatewaySettings
 from tests.unit.server.replay import Replay
 
@@ -29,6 +30,7 @@ class Running:
     door: Door
     client: aiohttp.ClientSession
     engine: Replay
+    gateway: app.Gateway
 
     async def post(self, path: str, body: bytes | dict, **more: object) -> tuple[int, dict[str, str], bytes]:
         sent = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -79,7 +81,7 @@ def gateway() -> Gateway:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)
                 task = asyncio.create_task(server.serve(sockets=[socket]))
-                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine)
+                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine, gateway_of(server))
                 try:
                     await running.until(lambda: server.started)
                     yield running
