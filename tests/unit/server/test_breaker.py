@@ -85,7 +85,10 @@ def test_whatever_happens_at_most_one_request_is_under_way_until_an_open_breaker
         elif what != "begin" and under_way:
             ticket = under_way.pop(0)
             since_open -= {ticket}
-            {"ok": breaker.succeed, "leave": breaker.give_up}.get(what, lambda one: breaker.fail(one, now))(ticket)
+            if what == "fail":
+                breaker.fail(ticket, now)
+            else:
+                (breaker.succeed if what == "ok" else breaker.give_up)(ticket)
         if breaker.state(now) is BreakerState.CLOSED:
             since_open.clear()
         assert len(since_open) <= 1

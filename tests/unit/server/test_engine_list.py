@@ -52,7 +52,9 @@ def test_what_is_wrong_in_a_list_is_said_in_one_line(engines: list[Any], more: d
 
 
 def test_a_pair_gives_names_and_figures_without_its_folders(pair: Path) -> None:
-    given = settings({"name": "a", "url": "http://a", "pair": str(pair)}, {**ONE, "name": "b", "pair": str(pair), "draft": "none"})
+    given = settings(
+        {"name": "a", "url": "http://a", "pair": str(pair)}, {**ONE, "name": "b", "pair": str(pair), "draft": "none"}
+    )
     first, second = given.resolved({}).entries()
     assert (first.served_model, first.draft) == ("named", "small")
     assert (first.expected_acceptance_rate, first.expected_mean_acceptance_length) == (0.5, 2.5)
@@ -70,5 +72,7 @@ def test_keys_come_from_the_environment_and_are_never_shown() -> None:
 
 
 def test_resolved_settings_load_back_equal(pair: Path) -> None:
-    resolved = settings({"name": "a", "url": "http://a", "pair": str(pair)}, {**ONE, "draft": "none"} | {"name": "b"}).resolved({})
+    resolved = settings(
+        {"name": "a", "url": "http://a", "pair": str(pair)}, {**ONE, "draft": "none"} | {"name": "b"}
+    ).resolved({})
     assert GatewaySettings.model_validate(resolved.model_dump(mode="json")) == resolved

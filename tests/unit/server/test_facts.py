@@ -35,7 +35,11 @@ def test_the_head_is_the_prompts_beginning_in_any_shape_and_is_not_shown() -> No
     assert read_facts(chat, samples=True, with_head=False).head == b""
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,27 @@ ERROR = b'{"error":{"message":"no","type":"x","param":null,"code":null}}'
 
 def entry(name: str, url: str, draft: str | None = "d", **more: Any) -> dict[str, Any]:
     return {"name": name, "url": url, "model": "m", "draft": draft, **more}
+
+
+@asynccontextmanager
+async def two(
+    gateway: Gateway, first: list[bytes], second: list[bytes] | None = None, draft: str | None = "d", **settings: Any
+) -> AsyncIterator[tuple[Running, Replay, Replay]]:
+    """A gateway before engines a and b, which is asked second: with a draft or, if told so, without."""
+    async with (
+        Replay(first).running() as a,
+        Replay(second or whole(BODY)).running() as b,
+        gateway([], engines=[entry("a", a.url), entry("b", b.url, draft)], **settings) as running,
+    ):
+        yield running, a, b
+
+
+async def until_metric(running: Running, name: str, value: float) -> None:
+    for _ in range(500):
+        if await running.metric(name, engine="a") == value:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"{name} never became {value}")
 
 
 async def ready(running: Running) -> tuple[int, bytes]:
@@ -68,44 +91,40 @@ async def test_a_request_goes_on_at_another_engine_before_its_first_byte(
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
 async def test_what_an_engine_refuses_is_refused(gateway: Gateway, status: int) -> None:
-    async with Replay(whole(ERROR, status)).running() as a, Replay(whole(BODY)).running() as b:
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url)], breaker_failures=1) as running:
-            for _ in range(3):
-                found = (await running.post(COMPLETIONS, {"prompt": "x"}))[0]
-                assert found == (502 if status == 401 else status)
-            assert (len(a.requests), len(b.requests)) == (3, 0)
-            assert await running.metric("understudy_engine_breaker_state") == 0
+    async with two(gateway, whole(ERROR, status), breaker_failures=1) as (running, a, b):
+        for _ in range(3):
+            found = (await running.post(COMPLETIONS, {"prompt": "x"}))[0]
+            assert found == (502 if status == 401 else status)
+        assert (len(a.requests), len(b.requests)) == (3, 0)
+        assert await running.metric("understudy_engine_breaker_state") == 0
 
 
 async def test_after_its_first_byte_a_stream_stays_where_it_is(gateway: Gateway) -> None:
-    async with Replay(chunked([ONE], end=False)).running() as a, Replay(whole(BODY)).running() as b:
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url)]) as running:
-            _, headers, body = await running.post(CHAT, STREAM)
-            assert body.startswith(ONE + b'data: {"error"')
-            assert headers["x-understudy-pool"] == "m/d"
-            assert b.requests == []
-            await running.settled()
-            assert await running.metric("understudy_requests_total", status="stream_failed") == 1
+    async with two(gateway, chunked([ONE], end=False)) as (running, _, b):
+        _, headers, body = await running.post(CHAT, STREAM)
+        assert body.startswith(ONE + b'data: {"error"')
+        assert headers["x-understudy-pool"] == "m/d"
+        assert b.requests == []
+        await running.settled()
+        assert await running.metric("understudy_requests_total", status="stream_failed") == 1
 
 
 @pytest.mark.parametrize(("limits", "asked"), [({"max_retries": 0}, 0), ({"retry_within_s": 0}, 0), ({}, 1)])
 async def test_retries_are_bounded(gateway: Gateway, limits: dict[str, Any], asked: int) -> None:
-    async with Replay(whole(ERROR, 500)).running() as a, Replay(whole(ERROR, 503)).running() as b:
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url)], **limits) as running:
-            status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})
-            assert (status, body) == (503 if asked else 500, ERROR), "the last error passes as it is"
-            assert (len(a.requests), len(b.requests)) == (1, asked)
+    async with two(gateway, whole(ERROR, 500), whole(ERROR, 503), **limits) as (running, a, b):
+        status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})
+        assert (status, body) == (503 if asked else 500, ERROR), "the last error passes as it is"
+        assert (len(a.requests), len(b.requests)) == (1, asked)
 
 
 async def test_an_engine_that_fails_again_and_again_is_left_alone(gateway: Gateway) -> None:
-    async with Replay(whole(b"", 500)).running() as a, Replay(whole(BODY)).running() as b:
-        fields: dict[str, Any] = {"breaker_failures": 2, "breaker_open_s": 60, "breaker_max_open_s": 60}
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url)], **fields) as running:
-            for _ in range(5):
-                assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
-            assert (len(a.requests), len(b.requests)) == (2, 5)
-            assert await running.metric("understudy_engine_breaker_state", engine="a") == 2
-            assert (await ready(running))[0] == 200
+    fields: dict[str, Any] = {"breaker_failures": 2, "breaker_open_s": 60, "breaker_max_open_s": 60}
+    async with two(gateway, whole(b"", 500), **fields) as (running, a, b):
+        for _ in range(5):
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        assert (len(a.requests), len(b.requests)) == (2, 5)
+        assert await running.metric("understudy_engine_breaker_state", engine="a") == 2
+        assert (await ready(running))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -116,17 +135,16 @@ async def test_an_engine_that_fails_again_and_again_is_left_alone(gateway: Gatew
 async def test_what_a_draft_refuses_goes_to_a_plain_engine_or_is_refused_unasked(
     gateway: Gateway, more: dict[str, Any], headers: dict[str, str], reason: str
 ) -> None:
-    async with Replay(whole(BODY)).running() as a, Replay(whole(BODY)).running() as b:
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url, draft=None)]) as running:
-            status, told, _ = await running.post(COMPLETIONS, {"prompt": "x", **more}, headers=headers)
-            assert (status, told["x-understudy-pool"], len(a.requests)) == (200, "m/none", 0)
-            assert await running.metric("understudy_routed_requests_total", pool="m/none", reason=reason) == 1
-        async with gateway(whole(BODY)) as running:
-            for path in (COMPLETIONS, CHAT, "/v1/responses"):
-                status, _, body = await running.post(path, {"prompt": "x", **more}, headers=headers)
-                assert (status, error_of(body)["code"]) == (400, "no_plain_engine")
-            assert (await running.post("/v1/embeddings", {"input": "x", **more}, headers=headers))[0] == 200
-            assert len(running.engine.requests) == 1
+    async with two(gateway, whole(BODY), draft=None) as (running, a, _):
+        status, told, _ = await running.post(COMPLETIONS, {"prompt": "x", **more}, headers=headers)
+        assert (status, told["x-understudy-pool"], len(a.requests)) == (200, "m/none", 0)
+        assert await running.metric("understudy_routed_requests_total", pool="m/none", reason=reason) == 1
+    async with gateway(whole(BODY)) as running:
+        for path in (COMPLETIONS, CHAT, "/v1/responses"):
+            status, _, body = await running.post(path, {"prompt": "x", **more}, headers=headers)
+            assert (status, error_of(body)["code"]) == (400, "no_plain_engine")
+        assert (await running.post("/v1/embeddings", {"input": "x", **more}, headers=headers))[0] == 200
+        assert len(running.engine.requests) == 1
 
 
 async def test_one_plain_engine_takes_all(gateway: Gateway) -> None:
@@ -167,19 +185,17 @@ async def test_an_engine_killed_in_mid_stream_is_told_to_all_and_served_again_wh
 
 
 async def test_an_engine_that_goes_quiet_gets_no_more_requests_until_it_generates_again(gateway: Gateway) -> None:
-    async with Replay([HOLD]).running() as a, Replay(whole(BODY)).running() as b:
-        async with gateway([], engines=[entry("a", a.url), entry("b", b.url)], probe_every_s=0.02, stuck_s=0.2) as running:
-            waiting = asyncio.create_task(running.post(COMPLETIONS, {"prompt": "x"}))
-            while await running.metric("understudy_engine_up", engine="a") or not a.requests:
-                await asyncio.sleep(0.02)
-            for _ in range(2):
-                assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
-            assert len(b.requests) == 2
-            a.pieces = whole(BODY)
-            while not await running.metric("understudy_engine_up", engine="a"):
-                await asyncio.sleep(0.02)
-            assert await running.metric("understudy_engine_token_probes_total", engine="a") >= 1
-            waiting.cancel()
+    async with two(gateway, [HOLD], probe_every_s=0.02, stuck_s=0.2) as (running, a, b):
+        await until_metric(running, "understudy_engine_up", 1)
+        waiting = asyncio.create_task(running.post(COMPLETIONS, {"prompt": "x"}))
+        await until_metric(running, "understudy_engine_up", 0)
+        for _ in range(2):
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        assert len(b.requests) == 2
+        a.pieces = whole(BODY)
+        await until_metric(running, "understudy_engine_up", 1)
+        assert await running.metric("understudy_engine_token_probes_total", engine="a") >= 1
+        waiting.cancel()
 
 
 async def test_ready_names_the_models_that_nobody_serves(gateway: Gateway) -> None:
@@ -225,7 +241,9 @@ class Counting(Replay):
     """An engine that draws what each answer says of speculation, and counts it as vLLM does."""
 
     chance: random.Random = field(default_factory=lambda: random.Random(0))
-    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("drafts", "draft_tokens", "accepted_tokens", "output_tokens"), 0))
+    counters: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("drafts", "draft_tokens", "accepted_tokens", "output_tokens"), 0)
+    )
     speculates: bool = True
     fails: int = 0
 
@@ -233,7 +251,11 @@ class Counting(Replay):
         if self.fails and self.chance.random() < 0.3:
             return whole(b"", 500)
         drafts = self.chance.randrange(5)
-        record = {"num_spec_steps": drafts, "num_draft_tokens": 3 * drafts, "num_accepted_draft_tokens": self.chance.randint(0, 3 * drafts)}
+        record = {
+            "num_spec_steps": drafts,
+            "num_draft_tokens": 3 * drafts,
+            "num_accepted_draft_tokens": self.chance.randint(0, 3 * drafts),
+        }
         output = self.chance.randint(1, 20)
         payload: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": output}}
         if self.speculates:

@@ -12,7 +12,10 @@ KEY = b"k"
 
 def common_blocks(one: bytes, other: bytes) -> int:
     """A slow reference: whole blocks that two prompts begin with in common."""
-    return sum(one[: BLOCK_BYTES * (i + 1)] == other[: BLOCK_BYTES * (i + 1)] for i in range(min(len(one), len(other)) // BLOCK_BYTES))
+    return sum(
+        one[: BLOCK_BYTES * (i + 1)] == other[: BLOCK_BYTES * (i + 1)]
+        for i in range(min(len(one), len(other)) // BLOCK_BYTES)
+    )
 
 
 @settings(max_examples=30, deadline=None)
