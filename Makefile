@@ -3,6 +3,7 @@
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
+# make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM → benchmarks/gateway.json, RESULTS.md
 # make check    ruff, mypy, import contract
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -19,7 +20,7 @@ PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
-.PHONY: demo test test-build test-serving serve compiled results results-draft check setup setup-dev setup-suffix clean
+.PHONY: demo test test-build test-serving serve compiled results results-draft bench-gateway check setup setup-dev setup-suffix clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -60,6 +61,11 @@ results-draft: setup-suffix compiled
 # Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.
 setup-suffix: setup
 	-$(BIN)/python -c 'import arctic_inference' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps arctic-inference==0.1.1
+
+# Each proxy in a throw-away environment under build/bench-gateway; on loopback only. SHORT=1: to see that it works.
+bench-gateway: setup
+	$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short --out build/bench-gateway/short.json)
+	$(if $(SHORT),,$(BIN)/python -m benchmarks.render)
 
 test: setup-dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit

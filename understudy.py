@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -319,10 +320,28 @@ def serve(
     from server.run import serve
     from server.settings import GatewaySettings
 
-    settings = settings_from(
-        GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model
-    )
-    serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
+    def read() -> GatewaySettings:
+        given = {"host": host, "port": port, "engine_url": engine_url, "served_model_name": model}
+        return settings_from(GatewaySettings, config, set_, **given).resolved(os.environ)
+
+    serve(read(), read_pair(pair) if pair else None, log_file, allow_faulty_sampling, reread=read)
+
+
+@app.command()
+def canary(
+    url: Annotated[str, typer.Argument(help="address of a running gateway, e.g. http://127.0.0.1:8000")],
+    api_key: Annotated[str | None, typer.Option(envvar="UNDERSTUDY_ADMIN_KEY", help="key for its /admin")] = None,
+) -> None:
+    """Compare a canary's draft with the one it may replace, on the traffic that a running gateway has seen.
+
+    Promote it with `share: 1` under `canary` in the file given to `serve --config`, roll it back with `share: 0`, and
+    send the gateway SIGHUP.
+    """
+    from rich.console import Console
+
+    from server.canary_table import ask, render
+
+    render(ask(url, api_key), Console())
 
 
 @app.command()

@@ -118,11 +118,66 @@ def levers(record: dict[str, Any]) -> str:
     )
 
 
+SHAPES = ("whole", "stream")
+
+OVERHEAD_HEADS = (
+    "proxy", "shape", "connections", "CPU ms/request", "CPU ms/1,000 chunks", "added ms to first byte, p50", "p99",
+)  # fmt: skip
+
+
+def spread(row: dict[str, Any], key: str) -> str:
+    """A time in milliseconds with its range over repeats."""
+    if row[key] is None:
+        return "–"
+    low, high = row[f"{key}_range"]
+    return f"{1e3 * row[key]:.2f} [{1e3 * low:.2f}, {1e3 * high:.2f}]"
+
+
+def overhead_cells(row: dict[str, Any]) -> list[str]:
+    """One row of the overhead's table."""
+    keys = ("cpu_s_per_request", "cpu_s_per_1000_chunks", "added_ttfb_p50_s", "added_ttfb_p99_s")
+    failed = f" ({row['requests'] - row['answered']} failed)" if row["answered"] < row["requests"] else ""
+    cells = [spread(row, key) for key in keys]
+    return [row["proxy"] + failed, row["shape"], str(row["connections"]), *cells]
+
+
+def proxy_line(said: dict[str, Any]) -> str:
+    """What is to be said of one proxy: version, memory, or why it is not there."""
+    if said["missing"] is not None:
+        return f"- {said['proxy']}: no figures, {said['missing']}"
+    before, after = (f"{said[key] / 2**20:,.0f}" for key in ("rss_before_bytes", "rss_after_bytes"))
+    keys = "checks keys" if said["authenticates"] else "without keys"
+    return f"- {said['proxy']} {said['version']}: {keys}; {before} MiB before, {after} MiB after"
+
+
+def gateway(record: dict[str, Any]) -> str:
+    """The section on the gateway beside other proxies."""
+    hardware, settings, ceiling = record["hardware"], record["settings"], record["ceiling"]
+    rows = sorted(record["overhead"], key=lambda row: (SHAPES.index(row["shape"]), row["connections"]))
+    lines = ["| " + " | ".join(OVERHEAD_HEADS) + " |", "|" + "---|" * len(OVERHEAD_HEADS)]
+    lines += ["| " + " | ".join(overhead_cells(row)) + " |" for row in rows if row["proxy"] != "direct"]
+    return "\n\n".join(
+        [
+            "## The gateway beside other proxies",
+            "Command: `make bench-gateway` (file: `benchmarks/gateway.json`).",
+            f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; streamer and client on one, the proxy on another. "
+            f"Python {hardware['python']}, repeats: {settings['repeats']}, {record['date']}. Medians of the repeats, in "
+            "brackets their range; *added* is against the direct way in the same round. Streams have "
+            f"{settings['chunks']} chunks, about 1,000 chunks a second in all. CPU is that of the proxy's process tree; for "
+            "streams per 1,000 chunks it includes the requests themselves.",
+            f"Upstream is our own streamer, which replays bytes. Its ceiling with our client, without a proxy: "
+            f"{ceiling['requests_per_s']:,.0f} requests/s in one piece, {ceiling['chunks_per_s']:,.0f} chunks/s.",
+            "\n".join(lines),
+            "\n".join(proxy_line(said) for said in record["proxies"]),
+        ]
+    )
+
+
 def main() -> None:
     """Renders every section whose file is there."""
     sections = [
         section(json.loads((FOLDER / name).read_text(encoding="utf-8")))
-        for name, section in (("reference.json", reference), ("draft.json", levers))
+        for name, section in (("reference.json", reference), ("draft.json", levers), ("gateway.json", gateway))
         if (FOLDER / name).is_file()
     ]
     write_text(

@@ -32,6 +32,8 @@ class AcceptanceRecord:
     num_drafts: int
     num_draft_tokens: int
     num_accepted_tokens: int
+    accepted_histogram: tuple[int, ...] = ()
+    """Drafts by how many of their tokens were accepted, from none upwards; empty where the engine does not say."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -57,6 +59,15 @@ def _count(record: dict[str, Any], key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def _histogram(record: dict[str, Any], drafts: int, accepted: int) -> tuple[int, ...]:
+    """The engine's histogram where it agrees with its counts."""
+    found = record.get("acceptance_histogram")
+    if not isinstance(found, list) or not all(type(count) is int and count >= 0 for count in found):
+        return ()
+    agrees = sum(found) == drafts and sum(index * count for index, count in enumerate(found)) == accepted
+    return tuple(found) if agrees else ()
+
+
 def read_acceptance(payload: dict[str, Any]) -> AcceptanceRecord | Missing:
     """The acceptance record in a response body or in a stream's usage chunk."""
     metrics = payload.get("metrics")
@@ -69,7 +80,7 @@ def read_acceptance(payload: dict[str, Any]) -> AcceptanceRecord | Missing:
     accepted = _count(record, "num_accepted_draft_tokens")
     if drafts is None or drafted is None or accepted is None or accepted > drafted:
         return Missing.MALFORMED
-    return AcceptanceRecord(drafts, drafted, accepted)
+    return AcceptanceRecord(drafts, drafted, accepted, _histogram(record, drafts, accepted))
 
 
 def read_usage(payload: dict[str, Any]) -> Usage | None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from server.engine import bind
 from server.run import make_server
 from server.settings import GatewaySettings
@@ -32,10 +34,12 @@ def _child_environment() -> dict[str, str]:
 
 
 def _settings_line(settings: GatewaySettings) -> bytes:
-    values: dict[str, Any] = settings.model_dump(mode="json")
-    if settings.engine_api_key is not None:
-        values["engine_api_key"] = settings.engine_api_key.get_secret_value()
-    return json.dumps(values).encode() + b"\n"
+    return json.dumps(settings.model_dump(), default=_reveal).encode() + b"\n"
+
+
+def _reveal(value: Any) -> str:
+    """What JSON has no word for; a key goes to the child as it is."""
+    return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from server.acceptance import AcceptanceRecord, Missing, Usage
+from server.kinds import Kind
 
 Clock = Callable[[], float]
 Result = TypeVar("Result")
@@ -27,6 +28,8 @@ class Exchange:
     """When its body had arrived."""
     record_due: bool = False
     """Whether the engine was asked for an answer of a kind that carries an acceptance record."""
+    kind: Kind = Kind.PLAIN
+    """Which kind of output was asked for."""
     first_s: float | None = None
     """When the first chunk with content came (streams only)."""
     last_s: float | None = None
@@ -37,6 +40,8 @@ class Exchange:
     status: str = ""
     """HTTP status, or `client_gone`, or `stream_failed`; empty until it is settled."""
     num_sequences: int = 1
+    served_by: tuple[str, str] | None = None
+    """Labels `model` and `draft` of the engine that answered, or was asked last; None before any was."""
     usage: Usage | None = None
     acceptance: AcceptanceRecord | Missing = Missing.ABSENT
 

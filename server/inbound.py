@@ -7,10 +7,12 @@ engine fail instead of refuse; everything else is the engine's to judge.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from server.errors import Refusal
+from server.facts import Facts, read_facts
+from server.kinds import Kind, kind_of
 
 NOT_FORWARDED = ("priority",)
 """Fields that belong to whoever runs the engine, not to its clients."""
@@ -28,6 +30,11 @@ class Route:
     unrecorded: bool = False
     """True where answers are sampled too, but tell nothing of speculation: each counts as a missing record."""
 
+    @property
+    def samples(self) -> bool:
+        """True where tokens are drawn, so that a draft can come in."""
+        return self.generates or self.unrecorded
+
 
 @dataclass(frozen=True)
 class Inbound:
@@ -39,6 +46,10 @@ class Inbound:
     """Whether the client asked for the usage chunk of its stream."""
     num_sequences: int
     """n times prompts."""
+    facts: Facts = field(default_factory=Facts)
+    """What decides which engine gets it."""
+    kind: Kind = Kind.PLAIN
+    """Which kind of output it asks for."""
 
 
 def _wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
@@ -126,8 +137,8 @@ def _ask_for_usage(payload: dict[str, Any], options: dict[str, Any]) -> dict[str
     return {**payload, "stream_options": asked}
 
 
-def check(route: Route, body: bytes, max_sequences: int) -> Inbound:
-    """Reads a request body and decides what the engine gets.
+def check(route: Route, body: bytes, max_sequences: int, with_head: bool = False) -> Inbound:
+    """Reads a request body and decides what the engine gets; with the prompt's beginning where routing asks for it.
 
     Raises:
         Refusal: 400, with a message that names the field and what it must be, never its content.
@@ -135,12 +146,13 @@ def check(route: Route, body: bytes, max_sequences: int) -> Inbound:
     payload = _parse(body)
     _check_type(payload, "model", str, "a string")
     _check_type(payload, "stream", bool, "true or false")
+    facts = read_facts(payload, route.samples, with_head)
     forwarded = {key: value for key, value in payload.items() if key not in NOT_FORWARDED}
     if not route.generates:
-        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1)
+        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1, facts=facts)
     sequences = _num_sequences(payload, max_sequences)
     options = _stream_options(payload)
     wants_usage = bool(options.get("include_usage"))
     if payload.get("stream") and not wants_usage:
         forwarded = _ask_for_usage(forwarded, options)
-    return Inbound(_dump(forwarded), wants_usage, sequences)
+    return Inbound(_dump(forwarded), wants_usage, sequences, facts, kind_of(payload))

@@ -1,18 +1,26 @@
-"""What Prometheus gets to see, from one finished exchange at a time. The only file that knows prometheus_client.
+"""What Prometheus gets to see, from one finished exchange at a time. Only this file and fleet_metrics know prometheus_client.
 
-Labels are bounded: `model` and `draft` come from the configuration, `route` and `status` from fixed lists.
+Labels are bounded: `model` and `draft` come from the configuration, `route`, `status` and
+`kind` from fixed lists.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from server.acceptance import AcceptanceRecord
+from server.engine_list import EngineEntry
 from server.exchange import Exchange
+from server.pools import NO_DRAFT
 from server.settings import GatewaySettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LABELS = ("model", "draft", "route")
+UNROUTED = "unrouted"
+"""Labels `model` and `draft` of requests that ended before an engine was asked, where there are several."""
 TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 TOKEN_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 E2E_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -29,53 +37,80 @@ class Metrics:
     """
 
     def __init__(self, settings: GatewaySettings):
-        self._registry = CollectorRegistry()
-        self._speculates = settings.draft_name is not None
-        self._common = (settings.served_model_name, settings.draft_name or "none")
+        self.registry = CollectorRegistry()
+        entries = settings.entries()
+        self._unrouted = (settings.served_model_name, settings.draft_name or NO_DRAFT)
+        """Labels of requests that no engine was asked for, which are the only engine's where there is no list."""
+        if settings.engines:
+            self._unrouted = (UNROUTED, UNROUTED)
         self._requests = self._counter("requests", "Requests by how they ended", "status")
         self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
         self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
-        self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)")
-        self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged")
-        self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted")
+        self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)", "kind")
+        self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged", "kind")
+        self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted", "kind")
         self._missing = self._counter(
             "acceptance_records_missing",
             "Requests without an acceptance record (absent: n > 1, ended at a stop string, /v1/responses); "
-            "their steps are in the engine's counters only", "reason",
+            "their steps are in the engine's counters only", "kind", "reason",
         )  # fmt: skip
         self._ttft = self._histogram("time_to_first_token_seconds", "Headers to first chunk of a stream", TTFT_S)
         self._tpot = self._histogram("time_per_output_token_seconds", "(e2e - ttft) / (output tokens - 1)", TOKEN_S)
         self._gap = self._histogram("chunk_gap_seconds", "Between two chunks of a stream: a step, not a token", TOKEN_S)
         self._e2e = self._histogram("e2e_seconds", "Headers to last byte, answered requests", E2E_S)
         self._overhead = self._histogram("gateway_overhead_seconds", "The gateway's own time on a request", OVERHEAD_S)
-        self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE)
-        self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH)
-        self._expect("acceptance_rate", settings.expected_acceptance_rate)
-        self._expect("mean_acceptance_length", settings.expected_mean_acceptance_length)
+        self._rate = self._histogram("acceptance_rate", "Accepted / draft tokens, per request", RATE, "kind")
+        self._length = self._histogram("mean_acceptance_length", "1 + accepted / drafts, per request", LENGTH, "kind")
+        self._stale = self._gauge("draft_stale", "1 while a draft accepts clearly less than expected", LABELS[:2])
+        self._sliding = self._gauge(
+            "sliding_mean_acceptance_length",
+            "1 + accepted / drafts over the drift guard's window; NaN: small sample",
+            LABELS[:2],
+        )
+        self._observers: list[Callable[[Exchange], None]] = []
+        self._expect("acceptance_rate", entries)
+        self._expect("mean_acceptance_length", entries)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
+
+    def observe_with(self, observer: Callable[[Exchange], None]) -> None:
+        """Lets ``observer`` see every exchange that ends, too."""
+        self._observers.append(observer)
+
+    def drift(self, labels: tuple[str, str], stale: bool, length: float | None) -> None:
+        """Shows what the drift guard thinks of a model's draft; ``length`` is None while its sample is too small."""
+        self._stale.labels(*labels).set(stale)
+        self._sliding.labels(*labels).set(math.nan if length is None else length)
 
     def begin(self, route: str) -> None:
         """Counts a request in."""
-        self._in_flight.labels(*self._common, route).inc()
+        self._in_flight.labels(*self._unrouted, route).inc()
 
-    def chunk_gap(self, route: str, gap_s: float) -> None:
+    def move(self, route: str, exchange: Exchange, served_by: tuple[str, str]) -> None:
+        """Notes which engine a request is at: from here on it has that one's labels."""
+        self._in_flight.labels(*self._labels(exchange), route).dec()
+        exchange.served_by = served_by
+        self._in_flight.labels(*served_by, route).inc()
+
+    def chunk_gap(self, route: str, exchange: Exchange, gap_s: float) -> None:
         """Records the time between two chunks of a stream."""
-        self._gap.labels(*self._common, route).observe(gap_s)
+        self._gap.labels(*self._labels(exchange), route).observe(gap_s)
 
     def end(self, route: str, exchange: Exchange) -> None:
         """Counts a request out and records what it was."""
-        labels = (*self._common, route)
+        labels = (*self._labels(exchange), route)
         self._in_flight.labels(*labels).dec()
         self._requests.labels(*labels, exchange.status).inc()
         self._record_times(labels, exchange)
         if exchange.usage is not None:
             self._prompt_tokens.labels(*labels).inc(exchange.usage.prompt_tokens)
             self._output_tokens.labels(*labels).inc(exchange.usage.output_tokens)
-        self._record_acceptance(labels, exchange)
+        self._record_acceptance((*labels, exchange.kind.value), exchange)
+        for observer in self._observers:
+            observer(exchange)
 
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded
@@ -92,7 +127,7 @@ class Metrics:
     def _record_acceptance(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         record = exchange.acceptance
         if not isinstance(record, AcceptanceRecord):
-            if self._speculates and exchange.missing is not None:
+            if labels[1] != NO_DRAFT and exchange.missing is not None:
                 self._missing.labels(*labels, exchange.missing.value).inc()
             return
         self._drafts.labels(*labels).inc(record.num_drafts)
@@ -104,15 +139,21 @@ class Metrics:
             self._length.labels(*labels).observe(record.mean_acceptance_length)
 
     def _counter(self, name: str, text: str, *more: str) -> Counter:
-        return Counter(f"understudy_{name}", text, (*LABELS, *more), registry=self._registry)
+        return Counter(f"understudy_{name}", text, (*LABELS, *more), registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"understudy_{name}", text, LABELS, buckets=buckets, registry=self._registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
+        return Histogram(f"understudy_{name}", text, (*LABELS, *more), buckets=buckets, registry=self.registry)
 
-    def _expect(self, name: str, value: float | None) -> None:
-        if value is not None:
+    def _labels(self, exchange: Exchange) -> tuple[str, str]:
+        return exchange.served_by or self._unrouted
+
+    def _expect(self, name: str, entries: Sequence[EngineEntry]) -> None:
+        """The first figure that is given for a model and draft."""
+        stated = [(entry, value) for entry in entries if (value := getattr(entry, f"expected_{name}")) is not None]
+        if stated:
             gauge = self._gauge(f"expected_{name}", "As measured when the pair was chosen", LABELS[:2])
-            gauge.labels(*self._common).set(value)
+            for entry, value in reversed(stated):
+                gauge.labels(entry.served_model, entry.draft or NO_DRAFT).set(value)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(f"understudy_{name}", text, labels, registry=self._registry)
+        return Gauge(f"understudy_{name}", text, labels, registry=self.registry)

@@ -71,10 +71,7 @@ class Pair(Settings):
     @property
     def draft_name(self) -> str | None:
         """What the metrics call the draft: its folder's name, or the method that works without a draft model."""
-        config = self.serving.speculative_config
-        if config is None:
-            return None
-        return self.draft.name if self.draft is not None else str(config["method"])
+        return draft_name_of(self.file, self.serving)
 
     @property
     def speculative_config(self) -> dict[str, Any] | None:
@@ -161,6 +158,38 @@ def _check_together(target: Path, draft: Path, serving: ServingFile, source: str
             )
 
 
+def _file(path: Path) -> Path:
+    return path / FILE if path.is_dir() else path
+
+
+def draft_name_of(path: Path, serving: ServingFile) -> str | None:
+    """What a pair's draft is called: its folder's name, or the method that works without a draft model; None: no draft.
+
+    Args:
+        path: of the pair's serving.json or its folder.
+        serving: what stands in it.
+    """
+    config = serving.speculative_config
+    if config is None:
+        return None
+    if serving.draft is None:
+        return str(config["method"])
+    return (_file(path).parent / serving.draft.path).resolve().name
+
+
+def read_serving(path: Path) -> ServingFile:
+    """Reads a pair's serving.json alone: its folders may lie on another machine.
+
+    Raises:
+        InputError: names what is wrong in it.
+    """
+    file = _file(path)
+    values = _read_object(file, "the folder of a pair (it holds serving.json), made by `understudy choose`")
+    serving = validate(ServingFile, values, str(file))
+    _check_method(serving, str(file))
+    return serving
+
+
 def read_pair(path: Path) -> Pair:
     """Reads a pair and checks that what it names is there and belongs together.
 
@@ -170,11 +199,8 @@ def read_pair(path: Path) -> Pair:
     Raises:
         InputError: names the part that does not fit.
     """
-    file = path / FILE if path.is_dir() else path
-    values = _read_object(file, "the folder of a pair (it holds serving.json), made by `understudy choose`")
-    serving = validate(ServingFile, values, str(file))
+    file, serving = _file(path), read_serving(path)
     source = str(file)
-    _check_method(serving, source)
     target = (file.parent / serving.target.path).resolve()
     draft = None if serving.draft is None else (file.parent / serving.draft.path).resolve()
     _check_folder("target", serving.target, target, source)

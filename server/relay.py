@@ -5,25 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from server.acceptance import read_acceptance, read_usage
-from server.client import ClientGone, Cut, Reply, check_content_type, read_body, unless_gone
+from server import reporting
+from server.acceptance import AcceptanceRecord, read_acceptance, read_usage
+from server.client import ClientGone, Cut, Reply, check_content_type, header, read_body, unless_gone
 from server.door import Door
 from server.errors import Refusal
 from server.exchange import CLIENT_GONE, STREAM_FAILED, Exchange
+from server.facts import HEADER, Facts, wants_no_draft
+from server.fleet import Attempt, Fleet
 from server.inbound import Inbound, Route, check
+from server.json_text import JsonText
 from server.metrics import Metrics
 from server.settings import GatewaySettings
-from server.sse import json_of
 from server.stream import StreamReader
-from server.upstream import EngineFailed, Upstream, finish, is_stream, passed_headers, read_all, read_some, refusal_from
+from server.upstream import EngineFailed, finish, is_stream, passed_headers, read_all, read_some, refusal_from
 
 logger = logging.getLogger("understudy.gateway")
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+SPECULATION = HEADER.lower().encode()
 BROKEN = Refusal(502, "the engine's answer broke off", "engine_failed")
 
 
@@ -33,15 +38,15 @@ class Relay:
     Args:
         route: which one.
         settings: limits and times.
-        upstream: the engine.
+        fleet: the engines.
         door: shared by all routes.
         metrics: told of each request's begin and end.
     """
 
-    def __init__(self, route: Route, settings: GatewaySettings, upstream: Upstream, door: Door, metrics: Metrics):
+    def __init__(self, route: Route, settings: GatewaySettings, fleet: Fleet, door: Door, metrics: Metrics):
         self._route = route
         self._settings = settings
-        self._upstream = upstream
+        self._fleet = fleet
         self._door = door
         self._metrics = metrics
 
@@ -67,9 +72,10 @@ class Relay:
                 limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s
                 body = await read_body(scope, receive, limit, timeout_s, self._door.cut)
                 exchange.admitted_s = exchange.clock()
-                inbound = check(self._route, body, settings.max_sequences)
-                exchange.num_sequences = inbound.num_sequences
-                await unless_gone(receive, self._door.cut, self._exchange(inbound, reply, exchange))
+                inbound = check(self._route, body, settings.max_sequences, self._fleet.compares_prompts)
+                exchange.num_sequences, exchange.kind = inbound.num_sequences, inbound.kind
+                facts = self._facts(inbound, header(scope, SPECULATION))
+                await unless_gone(receive, self._door.cut, self._exchange(inbound, facts, reply, exchange))
         except (Refusal, EngineFailed, Cut) as error:
             refusal = self._refusal(error)
             logger.info("%s: %s", self._route.name, refusal)
@@ -82,23 +88,49 @@ class Relay:
             return error
         return self._door.shutting_down() if isinstance(error, Cut) else BROKEN
 
-    async def _exchange(self, inbound: Inbound, reply: Reply, exchange: Exchange) -> None:
-        exchange.record_due = self._route.generates or self._route.unrecorded
-        response = await exchange.wait(self._upstream.send("POST", self._route.path, inbound.body))
+    def _facts(self, inbound: Inbound, speculation: str | None) -> Facts:
+        """The body's facts, with what the client says of speculation in a header."""
+        if not self._route.samples or not wants_no_draft(speculation) or inbound.facts.plain_because:
+            return inbound.facts
+        return replace(inbound.facts, plain_because="header")
+
+    async def _exchange(self, inbound: Inbound, facts: Facts, reply: Reply, exchange: Exchange) -> None:
+        """Tries one engine after the other, until an answer has begun or nobody is left."""
+        attempt: Attempt | None = self._fleet.attempt(facts)
+        exchange.record_due = self._route.samples
+        while attempt is not None:
+            try:
+                with attempt:
+                    self._metrics.move(self._route.name, exchange, attempt.labels)
+                    await self._ask(attempt, inbound, reply, exchange)
+                return
+            except (Refusal, EngineFailed) as error:
+                following = attempt.following() if attempt.is_fault(error) and not reply.started else None
+                if following is None:
+                    raise
+                attempt.retried()
+                attempt = following
+
+    async def _ask(self, attempt: Attempt, inbound: Inbound, reply: Reply, exchange: Exchange) -> None:
+        response = await exchange.wait(attempt.upstream.send("POST", self._route.path, inbound.body))
         try:
+            attempt.head(response.status)
+            if response.status >= 500 and attempt.following() is not None:
+                raise EngineFailed(f"status {response.status}")
             if is_stream(response):
-                await self._relay_stream(response, inbound, reply, exchange)
+                await self._relay_stream(attempt, response, inbound, reply, exchange)
             else:
-                await self._relay_whole(response, reply, exchange)
+                await self._relay_whole(attempt, response, reply, exchange)
         finally:
             finish(response)
 
     async def _relay_stream(
-        self, response: aiohttp.ClientResponse, inbound: Inbound, reply: Reply, exchange: Exchange
+        self, attempt: Attempt, response: aiohttp.ClientResponse, inbound: Inbound, reply: Reply, exchange: Exchange
     ) -> None:
-        headers = {**passed_headers(response), **STREAM_HEADERS}
-        events = StreamReader(self._route, inbound, exchange, self._settings.max_event_bytes, self._metrics)
+        headers = {**passed_headers(response), **STREAM_HEADERS, **attempt.headers}
+        events = StreamReader(self._route, inbound, exchange, self._settings, self._metrics)
         while not events.done and (data := await exchange.wait(read_some(response))):
+            attempt.progress()
             passed = events.feed(data)
             if events.opening_error is not None and not reply.started:
                 raise events.opening_error  # the engine checks some things only after it has promised a stream
@@ -110,17 +142,31 @@ class Relay:
             await read_all(response)  # nothing but the end of the encoding: then the connection can be used again
         await reply.end()
 
-    async def _relay_whole(self, response: aiohttp.ClientResponse, reply: Reply, exchange: Exchange) -> None:
+    async def _relay_whole(
+        self, attempt: Attempt, response: aiohttp.ClientResponse, reply: Reply, exchange: Exchange
+    ) -> None:
         body = await exchange.wait(read_all(response))
         retry_after_s = self._settings.retry_after_s
         refusal = refusal_from(response.status, body, self._route.path, retry_after_s)
         if refusal is not None:
             raise refusal
-        headers = passed_headers(response)
+        headers = {**passed_headers(response), **attempt.headers}
         if response.status in (429, 503):
             headers.setdefault("retry-after", str(retry_after_s))
         if self._route.generates and response.status == 200:
-            payload = json_of(body) or {}
-            exchange.usage, exchange.acceptance = read_usage(payload), read_acceptance(payload)
+            body, told = self._read_answer(body, exchange)
+            headers.update(told)
         await exchange.wait(reply.whole(response.status, headers, body))
         exchange.settle(str(response.status))
+
+    def _read_answer(self, body: bytes, exchange: Exchange) -> tuple[bytes, dict[str, str]]:
+        """Notes usage and acceptance; the body and the headers that tell the client of them."""
+        answer = JsonText.read(body)
+        if answer is None:
+            return body, {}
+        exchange.usage, exchange.acceptance = read_usage(answer.values), read_acceptance(answer.values)
+        record, headers = exchange.acceptance, {}
+        if self._settings.acceptance_header and isinstance(record, AcceptanceRecord):
+            headers[reporting.HEADER] = reporting.header_value(record)
+        told = reporting.with_details(answer, record) if self._settings.usage_details else None
+        return told or body, headers

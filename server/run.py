@@ -10,15 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from server import asking
-from server.app import create_app
+from server.app import Gateway, create_app
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
+from server.engine_list import EngineEntry
+from server.fleet import Fleet
 from server.pair import Pair
+from server.reloading import reload
 from server.sampling_check import check_engine
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
@@ -31,6 +35,7 @@ REACH_S = 1.0
 DEATH_S = 1.0
 """How long an engine that stopped answering gets to be found dead."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Reread = Callable[[], GatewaySettings]
 
 
 class Server(uvicorn.Server):
@@ -42,13 +47,20 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(settings: GatewaySettings, door: Door | None = None) -> Server:
+def make_server(settings: GatewaySettings, door: Door | None = None, fleet: Fleet | None = None) -> Server:
     """uvicorn with the gateway in it, to be served on sockets that are bound already."""
     config = uvicorn.Config(
-        create_app(settings, door), log_config=None, access_log=False, server_header=False, proxy_headers=False,
+        create_app(settings, door, fleet), log_config=None, access_log=False, server_header=False, proxy_headers=False,
         ws="none", lifespan="on", timeout_graceful_shutdown=5,
     )  # fmt: skip
     return Server(config)
+
+
+def gateway_of(server: Server) -> Gateway:
+    """The gateway in a server that `make_server` made."""
+    app: Any = server.config.app
+    gateway: Gateway = app.state.gateway
+    return gateway
 
 
 def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSettings:
@@ -78,23 +90,25 @@ def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
             "draft_name": pair.draft_name,
             "expected_acceptance_rate": expected.acceptance_rate if expected else None,
             "expected_mean_acceptance_length": expected.mean_acceptance_length if expected else None,
+            "expected_speedup": expected.speedup if expected else None,
         }
     )
 
 
-async def _check_sampling(url: str, settings: GatewaySettings) -> None:
+async def _check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None:
     """Refuses an engine that does not sample as its target does. Nobody waits for the check once this is cancelled.
 
     Raises:
         CheckFailed: it does not.
         EngineError: it cannot be asked.
     """
-    log("engine: checking that sampling follows the target")
-    key = settings.engine_api_key
+    who = f"engine {entry.name}" if settings.engines else "engine"
+    log(f"{who}: checking that sampling follows the target")
+    key = entry.api_key or settings.engine_api_key
     options = {"api_key": key.get_secret_value() if key is not None else None}
-    work = partial(check_engine, url, settings.served_model_name, **options)
+    work = partial(check_engine, entry.url, entry.served_model, **options)
     check = await asyncio.wrap_future(asking.start(work))
-    log(f"engine: {check.line()}")
+    log(f"{who}: {check.line()}")
 
 
 async def _reach(url: str) -> None:
@@ -114,15 +128,21 @@ class Service:
         settings: the gateway's; ``engine_url`` is filled in here when there is a local engine.
         engine: a local engine that has not been started, or None.
         check_sampling: whether the engine must pass the sampling check before requests are let in.
+        reread: reads the settings again, on SIGHUP; None: SIGHUP changes nothing.
     """
 
-    def __init__(self, settings: GatewaySettings, engine: LocalEngine | None, check_sampling: bool):
+    def __init__(
+        self, settings: GatewaySettings, engine: LocalEngine | None, check_sampling: bool, reread: Reread | None = None
+    ):
         self._settings = settings
         self._engine = engine
         self._check_sampling = check_sampling
         self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
+        self._fleet: Fleet
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._reread = reread
+        self._server: Server | None = None
 
     async def run(self) -> None:
         """Serves until a signal comes, or raises what ended it before."""
@@ -131,7 +151,8 @@ class Service:
             host, port = socket.getsockname()[:2]
             try:
                 self._start_engine()
-                server = make_server(self._settings, self._door)
+                self._fleet = Fleet(self._settings, self._intake if self._settings.engines else None)
+                server = self._server = make_server(self._settings, self._door, self._fleet)
                 serving = asyncio.create_task(server.serve(sockets=[socket]))
                 log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
                 try:
@@ -171,6 +192,16 @@ class Service:
             await asyncio.gather(stopped, working, return_exceptions=True)
 
     async def _bring_up_and_watch(self) -> None:
+        served = await (self._bring_up_several() if self._settings.engines else self._bring_up())
+        self._door.phase = Phase.SERVING
+        log(f"gateway: ready, serving {served}")
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._engine is not None:
+                self._engine.check_alive()
+
+    async def _bring_up(self) -> str:
+        """Waits for the one engine and checks it; what it serves, in words."""
         url = self._settings.engine_url
         assert url is not None
         if self._engine is not None:
@@ -178,19 +209,26 @@ class Service:
         else:
             await _reach(url)
         if self._check_sampling:
-            await self._check(url)
-        self._door.phase = Phase.SERVING
-        draft = self._settings.draft_name or "none"
-        log(f"gateway: ready, serving {self._settings.served_model_name} (draft: {draft})")
-        while True:
-            await asyncio.sleep(WATCH_S)
-            if self._engine is not None:
-                self._engine.check_alive()
+            await self._check()
+        if self._engine is None:
+            self._fleet.intake = self._intake  # from now on: an engine elsewhere may come back as another one
+        return f"{self._settings.served_model_name} (draft: {self._settings.draft_name or 'none'})"
 
-    async def _check(self, url: str) -> None:
+    async def _bring_up_several(self) -> str:
+        """Waits for the first engine that is taken in; the others follow as they answer."""
+        log(f"engines: waiting for the first of {', '.join(self._fleet.members)}")
+        await self._fleet.until_one_is_fit()
+        return f"{', '.join(pool.name for pool in self._fleet.pools)}"
+
+    async def _intake(self, entry: EngineEntry) -> None:
+        """What an engine must pass before it gets requests: the sampling check, where it has a draft."""
+        if self._check_sampling and entry.draft is not None:
+            await _check_sampling(entry, self._settings)
+
+    async def _check(self) -> None:
         """The sampling check; an engine that dies of it is told of with its last lines."""
         try:
-            await _check_sampling(url, self._settings)
+            await _check_sampling(self._settings.entries()[0], self._settings)
         except EngineError as error:
             await self._find_dead("while its sampling was checked")
             name = self._settings.served_model_name
@@ -222,16 +260,27 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in (*SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def _on_hangup(self) -> None:
+        """Reads the settings again; without a file there is nothing to read, and nothing ends."""
+        if self._reread is None or self._server is None:
+            return
+        reread, own = self._reread, {"engine_url": self._settings.engine_url} if self._engine is not None else {}
+        found = reload(self._settings, lambda: reread().model_copy(update=own), log)
+        if found is not None:
+            self._settings = found
+            gateway_of(self._server).watch.reload(found)
 
 
 def note_progress(seconds: float, line: str) -> None:
@@ -245,15 +294,17 @@ def serve(
     log_file: Path | None = None,
     allow_faulty_sampling: bool = False,
     make_engine: Callable[[EngineSettings], LocalEngine] = lambda settings: LocalEngine(settings, note_progress),
+    reread: Reread | None = None,
 ) -> None:
     """Serves until Ctrl-C or SIGTERM, then ends gateway and engine.
 
     Args:
-        settings: with ``engine_url`` for an engine that runs elsewhere.
+        settings: with ``engine_url`` for an engine that runs elsewhere, or with ``engines`` for several.
         pair: what a local engine serves; needed without ``engine_url``, and optional beside it (names, figures).
         log_file: the local engine's log; needed with a local engine.
         allow_faulty_sampling: leave out the sampling check, which engines with a draft and engines elsewhere must pass.
         make_engine: how a local engine is made.
+        reread: reads the settings again, on SIGHUP.
 
     Raises:
         InputError: port taken, or settings that no engine can be started with.
@@ -261,16 +312,18 @@ def serve(
         CheckFailed: it does not sample as its target does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    if pair is not None:
-        settings = gateway_settings(pair, settings)
+    fill_in = partial(gateway_settings, pair) if pair is not None else lambda settings: settings
+    settings = fill_in(settings)
     engine = None
-    if settings.engine_url is None:
+    if settings.engines and pair is not None:
+        raise InputError("'engines' and a pair exclude each other: name the pair at its engine, as 'pair'")
+    if settings.engine_url is None and not settings.engines:
         if pair is None or log_file is None:
-            raise InputError("nothing to serve: give a pair or the URL of an engine")
+            raise InputError("nothing to serve: give a pair, the URL of an engine, or a list of engines")
         engine = make_engine(engine_settings(pair, log_file))
     check = not allow_faulty_sampling and (settings.draft_name is not None or engine is None)
-    asyncio.run(_serve(settings, engine, check))
+    asyncio.run(_serve(settings, engine, check, (lambda: fill_in(reread())) if reread else None))
 
 
-async def _serve(settings: GatewaySettings, engine: LocalEngine | None, check: bool) -> None:
-    await Service(settings, engine, check).run()
+async def _serve(settings: GatewaySettings, engine: LocalEngine | None, check: bool, reread: Reread | None) -> None:
+    await Service(settings, engine, check, reread).run()

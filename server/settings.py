@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.breaker import BreakerRule
+from server.drift import DriftSettings
+from server.engine_list import EngineEntry, check_names, read_base_url, resolve
+from server.sharing import CanarySettings
 from stages.settings import Settings
 
 MIB = 2**20
-
-
-def is_base_url(url: str) -> bool:
-    """True for the address of an HTTP server: scheme, host, perhaps port and path, and nothing else."""
-    try:
-        parts = urlsplit(url)
-        usable_port = parts.port is None or parts.port > 0
-    except ValueError:
-        return False
-    whole = not (parts.query or parts.fragment or parts.username or any(map(str.isspace, url)))
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and usable_port and whole
+ONLY = "engine"
+"""What the engine is called where there is only one and no list."""
 
 
 class GatewaySettings(Settings):
@@ -42,16 +38,69 @@ class GatewaySettings(Settings):
     client_stall_s: float = Field(default=120.0, gt=0, description="longest wait for a client that does not read")
     ready_timeout_s: float = Field(default=2.0, gt=0, description="of the questions behind /ready and /v1/models")
     retry_after_s: int = Field(default=1, ge=1, description="told to clients with 429 and 503")
+    usage_details: bool = Field(default=True, description="fill accepted_ and rejected_prediction_tokens in usage")
+    acceptance_header: bool = Field(default=False, description="X-Understudy-Acceptance on answers in one piece")
     drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
+    expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
+    drift: DriftSettings = Field(default=DriftSettings(), description="when a draft counts as stale")
+    canary: CanarySettings | None = Field(default=None, description="a second draft's pool on trial; see reload")
+    live_page: bool = Field(default=True, description="the page at / and its figures at /live.json")
+
+    engines: tuple[EngineEntry, ...] = Field(default=(), description="engines that run elsewhere, instead of one")
+    probe_every_s: float = Field(default=0.5, gt=0, description="how often each engine is asked whether it is well")
+    probe_timeout_s: float = Field(default=1.0, gt=0, description="two silent answers in a row: the engine is away")
+    stuck_s: float = Field(
+        default=60.0, gt=0, description="an engine with requests that sends no byte so long is stuck"
+    )
+    max_retries: int = Field(default=2, ge=0, description="other engines tried before the first byte of an answer")
+    retry_within_s: float = Field(default=30.0, ge=0, description="an older request is not tried on another engine")
+    breaker_failures: int = Field(default=5, ge=1, description="in a row, until an engine gets no more requests")
+    breaker_open_s: float = Field(default=1.0, gt=0, description="how long; doubled after each failed trial")
+    breaker_max_open_s: float = Field(default=30.0, gt=0)
 
     @field_validator("engine_url")
     @classmethod
     def _read_engine_url(cls, url: str | None) -> str | None:
-        """Without the ``/v1`` that clients are given, and refused where it is no address."""
-        if url is None:
-            return None
-        if not is_base_url(url):
-            raise PydanticCustomError("engine_url", "must be http://HOST:PORT or https://HOST:PORT")
-        return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return None if url is None else read_base_url(url)
+
+    @field_validator("engines")
+    @classmethod
+    def _check_engines(cls, engines: tuple[EngineEntry, ...]) -> tuple[EngineEntry, ...]:
+        return check_names(engines)
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> GatewaySettings:
+        if self.engines and self.engine_url is not None:
+            raise PydanticCustomError("engines", "'engines' and 'engine_url' exclude each other; give one of them")
+        return self
+
+    @property
+    def breaker_rule(self) -> BreakerRule:
+        """When an engine gets no more requests."""
+        return BreakerRule(self.breaker_failures, self.breaker_open_s, self.breaker_max_open_s)
+
+    def resolved(self, environment: Mapping[str, str]) -> GatewaySettings:
+        """With what pairs and the environment say of the engines filled in."""
+        return self.model_copy(update={"engines": tuple(resolve(entry, environment) for entry in self.engines)})
+
+    def entries(self) -> tuple[EngineEntry, ...]:
+        """All engines: those of the list, or the one at ``engine_url``."""
+        if self.engines:
+            return self.engines
+        assert self.engine_url is not None
+        fields: dict[str, Any] = {
+            "name": ONLY, "url": self.engine_url, "model": self.served_model_name, "draft": self.draft_name,
+            "expected_acceptance_rate": self.expected_acceptance_rate,
+            "expected_mean_acceptance_length": self.expected_mean_acceptance_length,
+        }  # fmt: skip
+        return (EngineEntry.model_construct(**fields),)
+
+    def expected_lengths(self) -> dict[tuple[str, str], float]:
+        """Expected mean acceptance lengths by model and draft; the first that an engine states counts."""
+        found: dict[tuple[str, str], float] = {}
+        for entry in self.entries():
+            if entry.draft is not None and entry.expected_mean_acceptance_length is not None:
+                found.setdefault((entry.served_model, entry.draft), entry.expected_mean_acceptance_length)
+        return found

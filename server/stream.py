@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from server import sse
+from server import reporting, sse
 from server.acceptance import is_usage_chunk, read_acceptance, read_usage
 from server.errors import Refusal
 from server.exchange import Exchange
 from server.inbound import Inbound, Route
+from server.json_text import JsonText
 from server.metrics import Metrics
+from server.settings import GatewaySettings
 from server.upstream import EngineFailed
 
 USAGE_KEY = b'"usage"'
@@ -37,11 +39,12 @@ class StreamReader:
         route: streams of routes that generate must end with ``[DONE]``.
         inbound: whether the client asked for the usage chunk.
         exchange: is filled in.
-        max_event_bytes: longer events pass unread.
+        settings: events longer than ``max_event_bytes`` pass unread; with ``usage_details`` the usage chunk tells of
+            acceptance.
         metrics: is told of each gap between chunks.
     """
 
-    def __init__(self, route: Route, inbound: Inbound, exchange: Exchange, max_event_bytes: int, metrics: Metrics):
+    def __init__(self, route: Route, inbound: Inbound, exchange: Exchange, settings: GatewaySettings, metrics: Metrics):
         self.failed = False
         """The engine reported an error inside the stream."""
         self.opening_error: Refusal | None = None
@@ -52,11 +55,12 @@ class StreamReader:
         self._wants_usage = inbound.wants_usage
         self._exchange = exchange
         self._metrics = metrics
-        self._splitter = sse.EventSplitter(max_event_bytes)
+        self._usage_details = settings.usage_details
+        self._splitter = sse.EventSplitter(settings.max_event_bytes)
 
     def feed(self, data: bytes) -> bytes:
         """What of these bytes (and of an event begun before) goes to the client now."""
-        return b"".join(event.data for event in self._splitter.feed(data) if self._passes(event))
+        return b"".join(map(self._outgoing, self._splitter.feed(data)))
 
     def check_end(self) -> None:
         """Checks that the stream ended as it should.
@@ -67,24 +71,31 @@ class StreamReader:
         if not self.done and (self._route.generates or self._splitter.rest()):
             raise EngineFailed("the stream ended without its last event")
 
-    def _passes(self, event: sse.Event) -> bool:
+    def _outgoing(self, event: sse.Event) -> bytes:
+        """What of an event goes to the client."""
         data = sse.data_of(event.data) if event.whole else b""
         if data is None:
-            return True
+            return event.data
         if data == sse.DONE:
             self.done = True
-            return True
-        if data.startswith(b'{"error"'):
+        elif data.startswith(b'{"error"'):
             self._read_error(data)
-            return True
-        if USAGE_KEY in data and self._read_usage(data):
-            return self._wants_usage
-        if self._exchange.first_s is None and only_names_the_role(sse.json_of(data)):
-            return True
+        elif USAGE_KEY in data and (chunk := self._read_usage(data)) is not None:
+            return self._told(event.data, data, chunk)
+        elif self._exchange.first_s is not None or not only_names_the_role(sse.json_of(data)):
+            self._see_chunk()
+        return event.data
+
+    def _see_chunk(self) -> None:
         gap_s = self._exchange.see_chunk()
         if gap_s is not None:
-            self._metrics.chunk_gap(self._route.name, gap_s)
-        return True
+            self._metrics.chunk_gap(self._route.name, self._exchange, gap_s)
+
+    def _told(self, event: bytes, data: bytes, chunk: JsonText) -> bytes:
+        """The usage chunk as the client gets it: not at all, unless it asked."""
+        if not self._wants_usage or not self._usage_details:
+            return event if self._wants_usage else b""
+        return reporting.event_with_details(event, data, chunk, self._exchange.acceptance)
 
     def _read_error(self, data: bytes) -> None:
         self.failed = True
@@ -95,15 +106,15 @@ class StreamReader:
             kind = "engine_refused" if status < 500 else "engine_failed"
             self.opening_error = Refusal(status, str(error.get("message")), kind, str(param) if param else None)
 
-    def _read_usage(self, data: bytes) -> bool:
-        """Takes usage and acceptance from a chunk; True when the chunk is the one that holds nothing else."""
-        payload = sse.json_of(data)
-        if payload is None or not self._route.generates:
-            return False
-        usage = read_usage(payload)
+    def _read_usage(self, data: bytes) -> JsonText | None:
+        """Takes usage and acceptance from a chunk; the chunk when it is the one that holds nothing else."""
+        chunk = JsonText.read(data) if self._route.generates else None
+        if chunk is None:
+            return None
+        usage = read_usage(chunk.values)
         if usage is not None:
             self._exchange.usage = usage
-        if not is_usage_chunk(payload):
-            return False
-        self._exchange.acceptance = read_acceptance(payload)
-        return True
+        if not is_usage_chunk(chunk.values):
+            return None
+        self._exchange.acceptance = read_acceptance(chunk.values)
+        return chunk

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import aiohttp
 
+from server.engine_list import EngineEntry
 from server.errors import Refusal, is_error_object
+from server.health import Probe
 from server.settings import GatewaySettings
 
 KEEP_ALIVE_S = 3.0
@@ -19,11 +23,16 @@ class EngineFailed(Exception):
 
 
 class Upstream:
-    """Opens requests to one engine. Nothing of the client's headers goes along, its ``Authorization`` least of all."""
+    """Opens requests to one engine. Nothing of the client's headers goes along, its ``Authorization`` least of all.
 
-    def __init__(self, settings: GatewaySettings):
-        assert settings.engine_url is not None
-        self._url = settings.engine_url
+    Args:
+        entry: which engine.
+        settings: how long is waited.
+    """
+
+    def __init__(self, entry: EngineEntry, settings: GatewaySettings):
+        self._url = entry.url
+        self._api_key = entry.api_key or settings.engine_api_key
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
 
@@ -62,20 +71,33 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             raise Refusal(502, "the engine closed the connection without an answer", "engine_failed") from error
 
-    async def is_healthy(self) -> bool:
-        """True when the engine answers its health route."""
+    async def probe(self) -> Probe:
+        """Asks the engine whether it is well."""
         assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=self._settings.ready_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self._settings.probe_timeout_s)
         try:
             async with self._session.get(f"{self._url}/health", timeout=timeout) as response:
-                return response.status == 200
+                return Probe.WELL if response.status == 200 else Probe.GONE
+        except TimeoutError:
+            return Probe.SILENT
+        except (aiohttp.ClientError, OSError):
+            return Probe.GONE
+
+    async def generates(self, model: str, timeout_s: float) -> bool:
+        """True when the engine generates one token in time, or says that it has no such route or model: nothing is known then."""
+        assert self._session is not None
+        body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0})
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.post(f"{self._url}/v1/completions", data=body, timeout=timeout) as response:
+                return response.status < 500
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
     def _headers(self) -> dict[str, str]:
         headers = {"accept-encoding": "identity", "content-type": "application/json", "user-agent": "understudy"}
-        if self._settings.engine_api_key is not None:
-            headers["authorization"] = f"Bearer {self._settings.engine_api_key.get_secret_value()}"
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key.get_secret_value()}"
         return headers
 
 

@@ -30,6 +30,9 @@ def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         if get_origin(inner) is dict and parts:  # settings by name: the next part is the name
             inner = get_args(inner)[1]
             parts.pop(0)
+        elif get_origin(inner) in (list, tuple) and parts:  # a list of settings: the next part is the place in it
+            inner = get_args(inner)[0]
+            parts.pop(0)
         if not isinstance(inner, type) or not issubclass(inner, BaseModel):
             return []
         cls = inner

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
+from server import app
 from server.door import Door
 from server.engine import bind
-from server.run import make_server
+from server.run import gateway_of, make_server
 from server.settings import GatewaySettings
 from tests.unit.server.replay import Replay
 
@@ -29,6 +30,7 @@ class Running:
     door: Door
     client: aiohttp.ClientSession
     engine: Replay
+    gateway: app.Gateway
 
     async def post(self, path: str, body: bytes | dict, **more: object) -> tuple[int, dict[str, str], bytes]:
         sent = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -71,14 +73,15 @@ def gateway() -> Gateway:
     @asynccontextmanager
     async def run(pieces: list[bytes], engine_url: str | None = None, **settings: object) -> AsyncIterator[Running]:
         async with Replay(pieces).running() as engine, aiohttp.ClientSession() as client:
-            fields = {"engine_url": engine_url or engine.url, "served_model_name": "m", "draft_name": "d", **settings}
+            url = None if "engines" in settings else engine_url or engine.url
+            fields = {"engine_url": url, "served_model_name": "m", "draft_name": "d", **settings}
             resolved = GatewaySettings.model_validate(fields)
             door = Door(resolved.max_in_flight)
             with bind("127.0.0.1", 0) as socket:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)
                 task = asyncio.create_task(server.serve(sockets=[socket]))
-                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine)
+                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine, gateway_of(server))
                 try:
                     await running.until(lambda: server.started)
                     yield running

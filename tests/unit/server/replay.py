@@ -36,14 +36,32 @@ class Replay:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
+    _asked: set[asyncio.StreamWriter] = field(default_factory=set)
+    """Connections on which more than probes came."""
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _server: asyncio.Server | None = None
+
+    def pieces_for(self, body: bytes) -> list[bytes]:
+        """What a request is answered with."""
+        return self.pieces
+
+    async def kill(self) -> None:
+        """Ends it as a process ends: nobody listens, and every connection breaks."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             while True:
                 await self._one(reader, writer)
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            self.hung_up.set()
+            if writer in self._asked:
+                self.hung_up.set()
         finally:
+            self._open.discard(writer)
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,9 +71,11 @@ class Replay:
         if line.startswith(b"GET /health"):
             writer.write(whole(b"")[0])
             return
-        self.requests.append((line.decode(), headers, await reader.readexactly(length)))
+        self._asked.add(writer)
+        body = await reader.readexactly(length)
+        self.requests.append((line.decode(), headers, body))
         self.arrived.set()
-        for piece in self.pieces:
+        for piece in self.pieces_for(body):
             if piece == HOLD:
                 await reader.readexactly(1)
             if piece == CUT:
@@ -66,8 +86,9 @@ class Replay:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Replay]:
-        """Listens for as long as the block runs."""
-        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        """Listens for as long as the block runs; on the same port as before, if it ran before."""
+        port = int(self.url.rpartition(":")[2]) if self.url else 0
+        server = self._server = await asyncio.start_server(self._answer, "127.0.0.1", port)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self

@@ -18,13 +18,18 @@ def payload(record: Any) -> dict[str, Any]:
 
 def test_the_record_is_kept_in_counts_and_the_rest_derived() -> None:
     record = read_acceptance(payload(RECORD))
-    assert record == AcceptanceRecord(34, 136, 13)
+    assert record == AcceptanceRecord(34, 136, 13, (24, 9, 0, 0, 1))
     assert record.acceptance_rate == 13 / 136
     assert record.mean_acceptance_length == 1 + 13 / 34
 
 
 def test_unknown_fields_are_no_obstacle() -> None:
     assert isinstance(read_acceptance(payload({**RECORD, "new": [1]})), AcceptanceRecord)
+
+
+@pytest.mark.parametrize("histogram", [None, "24", [24, 9], [24, 9, 0, 0, True], [25, 8, 0, 0, 1], [35, -1]])
+def test_a_histogram_that_disagrees_with_the_counts_is_left_out(histogram: Any) -> None:
+    assert read_acceptance(payload({**RECORD, "acceptance_histogram": histogram})) == AcceptanceRecord(34, 136, 13)
 
 
 @pytest.mark.parametrize("body", [{}, {"metrics": None}, {"metrics": []}, {"metrics": {}}, payload(None)])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from server.app import without_folders
+from server.models_list import without_folders
 from server.upstream import EngineFailed
 
 

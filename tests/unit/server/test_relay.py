@@ -13,6 +13,8 @@ from tests.unit.server.replay import HOLD, chunked, whole
 
 pytestmark = pytest.mark.anyio
 
+DETAILS = {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 9}
+
 
 @pytest.mark.parametrize("size", [1, 7, 64, 4096])
 async def test_bytes_pass_unchanged_but_for_the_chunk_only_we_asked_for(gateway: Gateway, size: int) -> None:
@@ -59,9 +61,39 @@ def test_which_chunk_only_names_the_role(choice: object, opens: bool) -> None:
 
 async def test_a_client_that_asked_for_usage_gets_it(gateway: Gateway) -> None:
     stream = ONE + USAGE + DONE
-    async with gateway(chunked([stream])) as running:
+    async with gateway(chunked([stream]), usage_details=False) as running:
         asked = {"stream": True, "messages": [], "stream_options": {"include_usage": True}}
         assert (await running.post(CHAT, asked))[2] == stream
+
+
+@pytest.mark.parametrize("size", [1, 64, 4096])
+async def test_the_usage_chunk_tells_of_acceptance_and_nothing_else_changes(gateway: Gateway, size: int) -> None:
+    async with gateway(chunked(pieces_of(ONE + USAGE + DONE, size))) as running:
+        asked = {"stream": True, "messages": [], "stream_options": {"include_usage": True}}
+        body = (await running.post(CHAT, asked))[2]
+    assert body.startswith(ONE)
+    assert body.endswith(DONE)
+    sent, got = (json.loads(chunk.removeprefix(b"data: ")) for chunk in (USAGE, body[len(ONE) : -len(DONE)]))
+    assert got["usage"].pop("completion_tokens_details") == DETAILS
+    assert got == sent
+
+
+async def test_an_answer_in_one_piece_tells_of_acceptance(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), acceptance_header=True) as running:
+        _, headers, body = await running.post("/v1/completions", {"prompt": "x"})
+    assert json.loads(body)["usage"]["completion_tokens_details"] == DETAILS
+    told = "drafts=5, draft-tokens=15, accepted-tokens=6, mean-acceptance-length=2.200"
+    assert headers["x-understudy-acceptance"] == told
+
+
+async def test_acceptance_is_counted_by_kind_of_output(gateway: Gateway) -> None:
+    async with gateway(whole(BODY)) as running:
+        await running.post(CHAT, {"messages": []})
+        for _ in range(2):
+            await running.post(CHAT, {"messages": [], "response_format": {"type": "json_object"}})
+        await running.settled()
+        counted = [await running.metric("understudy_drafts_total", kind=kind) for kind in ("plain", "structured")]
+        assert counted == [5, 10]
 
 
 async def test_events_are_passed_on_one_by_one_and_not_at_the_end(gateway: Gateway) -> None:
@@ -72,9 +104,10 @@ async def test_events_are_passed_on_one_by_one_and_not_at_the_end(gateway: Gatew
 
 
 async def test_an_answer_in_one_piece_passes_unchanged(gateway: Gateway) -> None:
-    async with gateway(whole(BODY)) as running:
-        status, _, body = await running.post("/v1/completions", {"prompt": "x"})
+    async with gateway(whole(BODY), usage_details=False) as running:
+        status, headers, body = await running.post("/v1/completions", {"prompt": "x"})
         assert (status, body) == (200, BODY)
+        assert "x-understudy-acceptance" not in headers
         await running.settled()
         assert await running.metric("understudy_draft_tokens_total", route="completions") == 15
         assert await running.metric("understudy_e2e_seconds_count", route="completions") == 1
@@ -94,8 +127,10 @@ async def test_nothing_of_the_clients_headers_reaches_the_engine(gateway: Gatewa
 
 async def test_a_missing_record_is_counted_and_no_zero_recorded(gateway: Gateway) -> None:
     body = json.dumps({"choices": [{}, {}], "usage": {"prompt_tokens": 4, "completion_tokens": 12}}).encode()
-    async with gateway(whole(body)) as running:
-        await running.post("/v1/completions", {"prompt": "x", "n": 2})
+    async with gateway(whole(body), acceptance_header=True) as running:
+        _, headers, told = await running.post("/v1/completions", {"prompt": "x", "n": 2})
+        assert told == body
+        assert "x-understudy-acceptance" not in headers
         await running.settled()
         assert await running.metric("understudy_acceptance_records_missing_total", reason="absent") == 1
         assert await running.metric("understudy_acceptance_rate_count") == 0

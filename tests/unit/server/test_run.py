@@ -191,7 +191,7 @@ def test_an_engine_that_dies_of_the_check_shows_its_last_lines(tmp_path: Path) -
     engine.start()
     service = Service(GatewaySettings(engine_url=engine.url), engine, check_sampling=True)
     with pytest.raises(EngineError, match=r"exit code 7 while its sampling was checked(.|\n)*no such model"):
-        asyncio.run(service._check(engine.url))
+        asyncio.run(service._check())
     engine.stop()
 
 

@@ -1,0 +1,101 @@
+"""Whether a draft still does what was measured when it was chosen: pure, the time is passed in.
+
+Traffic changes, targets are fine-tuned on; then fewer draft tokens are accepted and speculation may cost more than it gains.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.acceptance import AcceptanceRecord
+from server.sliding import SlidingSums
+from stages.settings import Settings
+
+
+class DriftSettings(Settings):
+    """When a draft counts as stale. Thresholds are shares of the mean acceptance length that ``serving.json`` expects."""
+
+    window_s: float = Field(default=300.0, gt=0, description="the estimate slides over this time")
+    min_drafts: int = Field(default=500, ge=1, description="smaller samples decide nothing, and older drafts stay in")
+    stale_below: float = Field(default=0.8, gt=0, le=1)
+    fresh_above: float = Field(default=0.9, gt=0, description="a stale draft is taken back above this")
+    probing_share: float = Field(
+        default=0.05, gt=0, lt=1, description="traffic that stale drafts keep, to be judged by"
+    )
+
+    @model_validator(mode="after")
+    def _check_hysteresis(self) -> Self:
+        if self.stale_below >= self.fresh_above:
+            message = f"'stale_below' ({self.stale_below:g}) must be less than 'fresh_above' ({self.fresh_above:g})"
+            raise PydanticCustomError("hysteresis", message)
+        return self
+
+
+class State(enum.Enum):
+    """What is thought of a draft."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A draft's state has changed."""
+
+    draft: str
+    state: State
+    seen: float
+    """Mean acceptance length of the sample that decided."""
+    expected: float
+
+    def line(self) -> str:
+        """For the log."""
+        compared = f"mean acceptance length {self.seen:.2f}, expected {self.expected:.2f}"
+        return f"drift: draft {self.draft!r} is {self.state.value} ({compared})"
+
+
+class DriftGuard:
+    """Watches one draft.
+
+    A turn empties the sample: the next one is decided by what came after it. No sample, however old, is ever decided by
+    fewer than ``min_drafts`` drafts.
+
+    Args:
+        draft: its name.
+        expected: mean acceptance length as ``serving.json`` has it.
+        settings: thresholds and sample.
+    """
+
+    def __init__(self, draft: str, expected: float, settings: DriftSettings):
+        self.draft = draft
+        self.expected = expected
+        self.state = State.FRESH
+        self.settings = settings
+        """Thresholds may be replaced while it runs; window and sample stay."""
+        self._sums = SlidingSums(settings.window_s, settings.min_drafts)
+
+    def see(self, now: float, record: AcceptanceRecord) -> Turn | None:
+        """Takes a request's record in; the turn when that changes the state."""
+        if record.num_drafts:
+            self._sums.add(now, record.num_drafts, record.num_accepted_tokens)
+        seen = self.length(now)
+        if seen is None or not self._turns(seen):
+            return None
+        self.state = State.STALE if self.state is State.FRESH else State.FRESH
+        self._sums.clear()
+        return Turn(self.draft, self.state, seen, self.expected)
+
+    def length(self, now: float) -> float | None:
+        """The sliding mean acceptance length; None while the sample is too small."""
+        drafts, accepted = self._sums.sums(now) or (0, 0)
+        return 1 + accepted / drafts if drafts >= self.settings.min_drafts else None
+
+    def _turns(self, seen: float) -> bool:
+        if self.state is State.FRESH:
+            return seen < self.settings.stale_below * self.expected
+        return seen > self.settings.fresh_above * self.expected

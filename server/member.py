@@ -1,0 +1,54 @@
+"""One engine behind the gateway: its connections, and what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.breaker import Breaker
+from server.engine_list import EngineEntry
+from server.health import Health
+from server.prefixes import PrefixRecord
+from server.settings import GatewaySettings
+from server.upstream import Upstream
+
+
+class Member:
+    """One engine.
+
+    Args:
+        entry: its settings.
+        settings: the gateway's.
+        taken_in: whether it gets requests before it has been looked at.
+    """
+
+    def __init__(self, entry: EngineEntry, settings: GatewaySettings, taken_in: bool):
+        self.entry = entry
+        self.upstream = Upstream(entry, settings)
+        self.health = Health(settings.stuck_s)
+        self.breaker = Breaker(settings.breaker_rule)
+        self.prefixes = PrefixRecord()
+        self.fit = asyncio.Event()
+        """Set while it is one that has passed what it must since it last came."""
+        if taken_in:
+            self.fit.set()
+        self.unfit = False
+        """Whether it has been found unfit since it last came."""
+        self.retries = 0
+        """Requests that were sent to another engine after this one had failed."""
+        self.token_probes = 0
+        """Tokens that the gateway itself had it generate."""
+        self.nudge = asyncio.Event()
+        """Set when it should be probed now."""
+        self.probed = asyncio.Event()
+        """Set when it has been probed once."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is there, found fit and not stuck."""
+        return bool(self.health.reachable) and self.fit.is_set() and not self.health.stuck
+
+    def renew(self) -> None:
+        """Forgets what was known of the engine that was here before."""
+        self.fit.clear()
+        self.unfit = False
+        self.prefixes.clear()

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.acceptance import AcceptanceRecord
+from server.drift import DriftGuard, DriftSettings, State, Turn
+from stages.errors import InputError
+from stages.settings import validate
+
+SETTINGS = DriftSettings(window_s=100, min_drafts=100, stale_below=0.8, fresh_above=0.9)
+
+
+def feed(guard: DriftGuard, start: float, length: float, requests: int = 100, step_s: float = 1) -> list[Turn]:
+    """Requests of ten drafts each with this mean acceptance length."""
+    record = AcceptanceRecord(10, 40, round(10 * (length - 1)))
+    turns = (guard.see(start + step_s * index, record) for index in range(requests))
+    return [turn for turn in turns if turn is not None]
+
+
+def test_a_draft_that_does_as_expected_stays_fresh() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    assert feed(guard, 0, 2.0) == []
+    assert guard.length(100) == 2.0
+
+
+def test_a_draft_that_got_worse_is_stale_and_comes_back_by_itself() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    feed(guard, 0, 2.0)
+    (turn,) = feed(guard, 100, 1.2)
+    assert (turn.draft, turn.state, turn.expected) == ("d", State.STALE, 2.0)
+    assert turn.seen < 1.6
+    assert "draft 'd' is stale (mean acceptance length 1.60, expected 2.00)" in turn.line()
+    (turn,) = feed(guard, 300, 1.9)
+    assert (turn.state, guard.state) == (State.FRESH, State.FRESH)
+
+
+def test_between_the_thresholds_nothing_turns() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    assert feed(guard, 0, 1.7, requests=300) == []
+    feed(guard, 300, 1.0)
+    assert guard.state is State.STALE
+    assert feed(guard, 400, 1.7, requests=300) == []
+    assert guard.state is State.STALE
+
+
+def test_a_small_sample_decides_nothing() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    assert feed(guard, 0, 1.0, requests=9) == []
+    assert guard.length(9) is None
+    assert len(feed(guard, 10, 1.0, requests=1)) == 1
+
+
+def test_little_traffic_decides_too_if_only_later() -> None:
+    """The probing share of a quiet gateway must be enough to come back by."""
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    feed(guard, 0, 1.0)
+    assert len(feed(guard, 1000, 2.0, requests=10, step_s=3600)) == 1
+
+
+def test_a_turn_is_decided_by_what_came_after_the_one_before() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    feed(guard, 0, 1.0, requests=10)
+    assert guard.state is State.STALE
+    assert len(feed(guard, 10, 2.0, requests=10)) == 1
+
+
+def test_requests_without_drafts_say_nothing() -> None:
+    guard = DriftGuard("d", 2.0, SETTINGS)
+    for now in range(1000):
+        assert guard.see(now, AcceptanceRecord(0, 0, 0)) is None
+    assert guard.length(1000) is None
+
+
+@given(st.integers(0, 2**32), st.floats(1.7, 3))
+def test_noise_around_the_expected_length_turns_nothing(seed: int, expected: float) -> None:
+    rng = random.Random(seed)
+    guard = DriftGuard("d", expected, SETTINGS)
+    for now in range(60):
+        drafts = rng.randint(20, 60)
+        accepted = sum(rng.random() < (expected - 1) / 4 for _ in range(4 * drafts))
+        assert guard.see(now, AcceptanceRecord(drafts, 4 * drafts, accepted)) is None
+
+
+def test_thresholds_without_hysteresis_are_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"'stale_below' \(0.9\) must be less than 'fresh_above' \(0.9\)"):
+        validate(DriftSettings, {"stale_below": 0.9, "fresh_above": 0.9}, "serve")

@@ -1,0 +1,296 @@
+"""Several engines behind one gateway, over real sockets: who is asked, and what becomes of a request whose engine fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.unit.server.answers import BODY, CHAT, DONE, ONE, USAGE, error_of
+from tests.unit.server.conftest import Gateway, Running
+from tests.unit.server.replay import CUT, HOLD, Replay, chunked, whole
+
+pytestmark = pytest.mark.anyio
+
+NOBODY = "http://127.0.0.1:1"
+COMPLETIONS = "/v1/completions"
+STREAM = {"model": "m", "stream": True, "messages": []}
+ERROR = b'{"error":{"message":"no","type":"x","param":null,"code":null}}'
+
+
+def entry(name: str, url: str, draft: str | None = "d", **more: Any) -> dict[str, Any]:
+    return {"name": name, "url": url, "model": "m", "draft": draft, **more}
+
+
+@asynccontextmanager
+async def two(
+    gateway: Gateway, first: list[bytes], second: list[bytes] | None = None, draft: str | None = "d", **settings: Any
+) -> AsyncIterator[tuple[Running, Replay, Replay]]:
+    """A gateway before engines a and b, which is asked second: with a draft or, if told so, without."""
+    async with (
+        Replay(first).running() as a,
+        Replay(second or whole(BODY)).running() as b,
+        gateway([], engines=[entry("a", a.url), entry("b", b.url, draft)], **settings) as running,
+    ):
+        yield running, a, b
+
+
+async def until_metric(running: Running, name: str, value: float) -> None:
+    for _ in range(500):
+        if await running.metric(name, engine="a") == value:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"{name} never became {value}")
+
+
+async def ready(running: Running) -> tuple[int, bytes]:
+    async with running.client.get(running.url + "/ready") as response:
+        return response.status, await response.read()
+
+
+async def until_ready(running: Running, status: int) -> bytes:
+    for _ in range(500):
+        found, body = await ready(running)
+        if found == status:
+            return body
+        await asyncio.sleep(0.02)
+    pytest.fail(f"/ready never became {status}")
+
+
+FAILING = {
+    "nobody there": None, "no answer": [CUT], "a status": whole(b"oops", 500), "an error object": whole(ERROR, 503),
+    "a stream cut before its first event": chunked([], end=False), "a body cut": [whole(BODY)[0][:-5], CUT],
+    "an error at the begin of a stream": chunked([b'data: {"error": {"message": "no", "code": 500}}\n\n', DONE]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", FAILING.values(), ids=FAILING.keys())
+async def test_a_request_goes_on_at_another_engine_before_its_first_byte(
+    gateway: Gateway, failing: list[bytes] | None
+) -> None:
+    async with Replay(failing or []).running() as a, Replay(chunked([ONE + USAGE + DONE])).running() as b:
+        engines = [entry("a", a.url if failing else NOBODY), entry("b", b.url, draft=None)]
+        async with gateway([], engines=engines, probe_every_s=60) as running:
+            status, headers, body = await running.post(CHAT, STREAM)
+            assert (status, body) == (200, ONE + DONE)
+            assert (headers["x-understudy-pool"], headers["x-understudy-draft"]) == ("m/none", "none")
+            await running.settled()
+            assert await running.metric("understudy_requests_total", draft="none", status="200") == 1
+            assert await running.metric("understudy_requests_total") == 1
+            if failing:  # with nobody there, the probe may have been faster
+                assert await running.metric("understudy_engine_retries_total", engine="a") == 1
+                assert await running.metric("understudy_routed_requests_total", pool="m/d", reason="default") == 1
+            assert await running.metric("understudy_engine_in_flight") == 0
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
+async def test_what_an_engine_refuses_is_refused(gateway: Gateway, status: int) -> None:
+    async with two(gateway, whole(ERROR, status), breaker_failures=1) as (running, a, b):
+        for _ in range(3):
+            found = (await running.post(COMPLETIONS, {"prompt": "x"}))[0]
+            assert found == (502 if status == 401 else status)
+        assert (len(a.requests), len(b.requests)) == (3, 0)
+        assert await running.metric("understudy_engine_breaker_state") == 0
+
+
+async def test_after_its_first_byte_a_stream_stays_where_it_is(gateway: Gateway) -> None:
+    async with two(gateway, chunked([ONE], end=False)) as (running, _, b):
+        _, headers, body = await running.post(CHAT, STREAM)
+        assert body.startswith(ONE + b'data: {"error"')
+        assert headers["x-understudy-pool"] == "m/d"
+        assert b.requests == []
+        await running.settled()
+        assert await running.metric("understudy_requests_total", status="stream_failed") == 1
+
+
+@pytest.mark.parametrize(("limits", "asked"), [({"max_retries": 0}, 0), ({"retry_within_s": 0}, 0), ({}, 1)])
+async def test_retries_are_bounded(gateway: Gateway, limits: dict[str, Any], asked: int) -> None:
+    async with two(gateway, whole(ERROR, 500), whole(ERROR, 503), **limits) as (running, a, b):
+        status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})
+        assert (status, body) == (503 if asked else 500, ERROR), "the last error passes as it is"
+        assert (len(a.requests), len(b.requests)) == (1, asked)
+
+
+async def test_an_engine_that_fails_again_and_again_is_left_alone(gateway: Gateway) -> None:
+    fields: dict[str, Any] = {"breaker_failures": 2, "breaker_open_s": 60, "breaker_max_open_s": 60}
+    async with two(gateway, whole(b"", 500), **fields) as (running, a, b):
+        for _ in range(5):
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        assert (len(a.requests), len(b.requests)) == (2, 5)
+        assert await running.metric("understudy_engine_breaker_state", engine="a") == 2
+        assert (await ready(running))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "headers", "reason"),
+    [({"logit_bias": {"5": 1}}, {}, "logit_bias"), ({"min_p": 0.1}, {}, "min_p"),
+     ({}, {"X-Understudy-Speculation": "off"}, "header")],
+)  # fmt: skip
+async def test_what_a_draft_refuses_goes_to_a_plain_engine_or_is_refused_unasked(
+    gateway: Gateway, more: dict[str, Any], headers: dict[str, str], reason: str
+) -> None:
+    async with two(gateway, whole(BODY), draft=None) as (running, a, _):
+        status, told, _ = await running.post(COMPLETIONS, {"prompt": "x", **more}, headers=headers)
+        assert (status, told["x-understudy-pool"], len(a.requests)) == (200, "m/none", 0)
+        assert await running.metric("understudy_routed_requests_total", pool="m/none", reason=reason) == 1
+    async with gateway(whole(BODY)) as running:
+        for path in (COMPLETIONS, CHAT, "/v1/responses"):
+            status, _, body = await running.post(path, {"prompt": "x", **more}, headers=headers)
+            assert (status, error_of(body)["code"]) == (400, "no_plain_engine")
+        assert (await running.post("/v1/embeddings", {"input": "x", **more}, headers=headers))[0] == 200
+        assert len(running.engine.requests) == 1
+
+
+async def test_one_plain_engine_takes_all(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), draft_name=None) as running:
+        off = {"X-Understudy-Speculation": "off"}
+        status, told, _ = await running.post(COMPLETIONS, {"model": "any", "min_p": 1}, headers=off)
+        assert (status, told["x-understudy-draft"]) == (200, "none")
+        status, _, body = await running.post(COMPLETIONS, {}, headers={"X-Understudy-Speculation": "perhaps"})
+        assert (status, error_of(body)["code"]) == (400, "invalid_header")
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_an_engine_killed_in_mid_stream_is_told_to_all_and_served_again_when_back(
+    gateway: Gateway, several: bool
+) -> None:
+    engine = Replay(chunked([ONE, HOLD]))
+    async with engine.running():
+        fields: dict[str, Any] = {"engines": [entry("a", engine.url)]} if several else {"engine_url": engine.url}
+        async with gateway([], **fields, probe_every_s=0.05, breaker_open_s=60, breaker_max_open_s=60) as running:
+            await until_ready(running, 200)
+            streams = [asyncio.create_task(running.post(CHAT, STREAM)) for _ in range(8)]
+            await running.until(lambda: len(engine.requests) == 8)
+            await asyncio.sleep(0.05)
+            await engine.kill()
+            for status, _, body in await asyncio.gather(*streams):
+                assert status == 200
+                assert body.startswith(ONE + b'data: {"error"')
+                assert body.endswith(DONE)
+            told = await until_ready(running, 503)
+            assert "no engine is up for m" in str(told) or not several
+            status, headers, _ = await running.post(CHAT, STREAM)
+            assert (status, headers["retry-after"]) == (503, "1")
+            engine.pieces = chunked([ONE + DONE])
+            async with engine.running():
+                await until_ready(running, 200)
+                assert (await running.post(CHAT, STREAM))[2] == ONE + DONE
+                assert await running.metric("understudy_engine_departures_total") == 1
+
+
+async def test_an_engine_that_goes_quiet_gets_no_more_requests_until_it_generates_again(gateway: Gateway) -> None:
+    async with two(gateway, [HOLD], probe_every_s=0.02, stuck_s=0.2) as (running, a, b):
+        await until_metric(running, "understudy_engine_up", 1)
+        waiting = asyncio.create_task(running.post(COMPLETIONS, {"prompt": "x"}))
+        await until_metric(running, "understudy_engine_up", 0)
+        for _ in range(2):
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        assert len(b.requests) == 2
+        a.pieces = whole(BODY)
+        await until_metric(running, "understudy_engine_up", 1)
+        assert await running.metric("understudy_engine_token_probes_total", engine="a") >= 1
+        waiting.cancel()
+
+
+async def test_ready_names_the_models_that_nobody_serves(gateway: Gateway) -> None:
+    async with Replay(whole(BODY)).running() as a:
+        engines = [entry("a", a.url), {**entry("b", NOBODY), "model": "other"}]
+        async with gateway([], engines=engines) as running:
+            status, body = await ready(running)
+            assert (status, error_of(body)["message"]) == (503, "no engine is up for other")
+            for model, wanted in (("m", 200), ("other", 503)):
+                async with running.client.get(f"{running.url}/ready?model={model}") as response:
+                    assert response.status == wanted
+            status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})
+            assert (status, error_of(body)["code"]) == (400, "missing_model")
+            status, _, body = await running.post(COMPLETIONS, {"model": "x"})
+            assert (status, error_of(body)["code"]) == (404, "model_not_found")
+            assert await running.metric("understudy_requests_total", model="unrouted") == 2
+
+
+async def test_the_lists_of_models_are_joined(gateway: Gateway) -> None:
+    lists = [json.dumps({"data": [{"id": one, "root": "/secret"}, {"id": "more"}]}).encode() for one in ("m", "n")]
+    async with Replay(whole(lists[0])).running() as a, Replay(whole(lists[1])).running() as b:
+        engines = [entry("a", a.url), {**entry("b", b.url), "model": "n"}, entry("c", NOBODY)]
+        async with gateway([], engines=engines) as running, running.client.get(running.url + "/v1/models") as response:
+            assert json.loads(await response.read())["data"] == [{"id": "m", "root": "m"}, {"id": "n", "root": "n"}]
+
+
+async def test_each_engine_gets_its_own_key_and_no_more_than_it_may_have(gateway: Gateway) -> None:
+    async with Replay([HOLD]).running() as a, Replay(whole(BODY)).running() as b:
+        engines = [entry("a", a.url, api_key="key-a", max_in_flight=1), entry("b", b.url, draft=None)]
+        async with gateway([], engines=engines, engine_api_key="key-b") as running:
+            held = asyncio.create_task(running.post(COMPLETIONS, {"prompt": "x"}))
+            await a.arrived.wait()
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[1]["x-understudy-pool"] == "m/none"
+            assert b"Bearer key-a" in a.requests[0][1]
+            assert b"Bearer key-b" in b.requests[0][1]
+            assert await running.metric("understudy_engine_in_flight", engine="a") == 1
+            held.cancel()
+            await running.settled()
+
+
+@dataclass
+class Counting(Replay):
+    """An engine that draws what each answer says of speculation, and counts it as vLLM does."""
+
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    counters: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("drafts", "draft_tokens", "accepted_tokens", "output_tokens"), 0)
+    )
+    speculates: bool = True
+    fails: int = 0
+
+    def pieces_for(self, body: bytes) -> list[bytes]:
+        if self.fails and self.chance.random() < 0.3:
+            return whole(b"", 500)
+        drafts = self.chance.randrange(5)
+        record = {
+            "num_spec_steps": drafts,
+            "num_draft_tokens": 3 * drafts,
+            "num_accepted_draft_tokens": self.chance.randint(0, 3 * drafts),
+        }
+        output = self.chance.randint(1, 20)
+        payload: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": output}}
+        if self.speculates:
+            payload["metrics"] = {"speculative_decoding": record}
+            for name, value in zip(self.counters, record.values(), strict=False):
+                self.counters[name] += value
+        self.counters["output_tokens"] += output
+        if json.loads(body).get("stream"):
+            return chunked([ONE, b"data: " + json.dumps(payload).encode() + b"\n\n" + DONE])
+        return whole(json.dumps({**payload, "choices": [{}]}).encode())
+
+
+async def test_sums_equal_the_counters_of_all_engines_on_a_closed_run(gateway: Gateway) -> None:
+    async with (
+        Counting(chance=random.Random(1), fails=1).running() as a, Counting(chance=random.Random(2)).running() as b,
+        Counting(chance=random.Random(3)).running() as c, Counting(chance=random.Random(4), speculates=False).running() as p,
+    ):  # fmt: skip
+        engines = [entry("a", a.url), entry("b", b.url), entry("c", c.url, draft="new"), entry("p", p.url, draft=None)]
+        async with gateway([], engines=engines, breaker_failures=1000) as running:
+            rng = random.Random(5)
+
+            async def ask(_: int) -> None:
+                bias = {"logit_bias": {"1": 1}} if rng.random() < 0.3 else {}
+                asked = {"model": "m", "prompt": "x", "stream": rng.random() < 0.5, **bias}
+                assert (await running.post(COMPLETIONS, asked))[0] == 200
+
+            for start in range(0, 120, 12):
+                await asyncio.gather(*map(ask, range(start, start + 12)))
+            await running.settled()
+            for draft, members in {"d": (a, b), "new": (c,), "none": (p,)}.items():
+                for name in a.counters:
+                    wanted = sum(member.counters[name] for member in members)
+                    assert wanted or draft == "none", "a run that shows nothing"
+                    assert await running.metric(f"understudy_{name}_total", model="m", draft=draft) == wanted
+            assert await running.metric("understudy_requests_total", status="200") == 120
+            assert await running.metric("understudy_acceptance_records_missing_total") == 0
+            assert await running.metric("understudy_engine_retries_total", engine="a") > 0
+            assert await running.metric("understudy_routed_requests_total") == 120

@@ -1,0 +1,62 @@
+"""The routes for people who watch, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from server.watching import FOLDER
+from tests.unit.server.answers import BODY
+from tests.unit.server.conftest import Gateway, Running
+from tests.unit.server.replay import whole
+
+pytestmark = pytest.mark.anyio
+
+
+async def get(running: Running, path: str) -> tuple[int, dict[str, str], bytes]:
+    async with running.client.get(running.url + path) as response:
+        return response.status, {key.lower(): value for key, value in response.headers.items()}, await response.read()
+
+
+async def test_the_live_figures_follow_the_requests(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), expected_mean_acceptance_length=2.0, expected_speedup=1.5) as running:
+        await running.post("/v1/completions", {"prompt": "x"})
+        await running.settled()
+        status, headers, body = await get(running, "/live.json")
+        assert (status, headers["cache-control"]) == (200, "no-store")
+        live = json.loads(body)
+        assert (live["models"], live["phase"], live["requests_in_flight"]) == (["m"], "serving", 0)
+        assert live["output_tokens_per_s"] == 12
+        assert [(engine["name"], engine["pool"], engine["in_flight"]) for engine in live["engines"]] == [
+            ("engine", "m/d", 0)
+        ]
+        (pool,) = live["pools"]
+        assert (pool["name"], pool["state"], pool["drafts"]) == ("m/d", "fresh", 5)
+        assert pool["mean_acceptance_length"] == 2.2
+        assert pool["speedup"]["from_acceptance"] == pytest.approx(1.5 * 2.2 / 2.0)
+
+
+async def test_the_page_brings_all_it_needs_along(gateway: Gateway) -> None:
+    async with gateway([]) as running:
+        status, headers, page = await get(running, "/")
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in headers["content-security-policy"]
+        for path in re.findall(r'(?:src|href)="([^":]+)"', page.decode()):
+            assert (await get(running, f"/{path}"))[0] == 200, path
+    assert not any(re.search(r"(https?:)?//[a-z]", file.read_text()) for file in FOLDER.iterdir())
+
+
+async def test_the_page_can_be_left_out(gateway: Gateway) -> None:
+    async with gateway([], live_page=False) as running:
+        assert [(await get(running, path))[0] for path in ("/", "/page.js", "/live.json")] == [404, 404, 404]
+
+
+async def test_the_canarys_comparison(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), canary={"draft": "d", "share": 0.2}) as running:
+        await running.post("/v1/completions", {"prompt": "x"})
+        await running.settled()
+        report = json.loads((await get(running, "/admin/canary"))[2])
+        assert (report["canary"]["share"], report["main"], report["pools"]) == (0.2, [], ["m/d"])
+        assert report["rows"][0]["mean_acceptance_length"]["canary"]["value"] == 2.2
