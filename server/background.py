@@ -33,8 +33,10 @@ def _child_environment() -> dict[str, str]:
 
 def _settings_line(settings: GatewaySettings) -> bytes:
     values: dict[str, Any] = settings.model_dump(mode="json")
-    if settings.engine_api_key is not None:
-        values["engine_api_key"] = settings.engine_api_key.get_secret_value()
+    for name in ("engine_api_key", "tenants"):
+        secret = getattr(settings, name)
+        if secret is not None:
+            values[name] = secret.get_secret_value()
     return json.dumps(values).encode() + b"\n"
 
 
@@ -67,7 +69,7 @@ def background_gateway(
     Raises:
         EngineError: when the gateway does not come up.
     """
-    fields = {"port": 0, **more, "engine_url": engine_url, "served_model_name": served_model_name}
+    fields = {"port": 0, "access_log": False, **more, "engine_url": engine_url, "served_model_name": served_model_name}
     settings = GatewaySettings.model_validate({**fields, "draft_name": draft_name})
     child = subprocess.Popen(
         [sys.executable, "-m", "server.background"], env=_child_environment(),

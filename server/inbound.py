@@ -7,10 +7,12 @@ engine fail instead of refuse; everything else is the engine's to judge.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from server.declaring import with_limit
 from server.errors import Refusal
+from server.known_fields import check_fields
 
 NOT_FORWARDED = ("priority",)
 """Fields that belong to whoever runs the engine, not to its clients."""
@@ -39,6 +41,13 @@ class Inbound:
     """Whether the client asked for the usage chunk of its stream."""
     num_sequences: int
     """n times prompts."""
+    payload: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the body says; not to be shown."""
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked for; None: whichever is served."""
+        return self.payload.get("model") or None
 
 
 def _wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
@@ -126,8 +135,17 @@ def _ask_for_usage(payload: dict[str, Any], options: dict[str, Any]) -> dict[str
     return {**payload, "stream_options": asked}
 
 
-def check(route: Route, body: bytes, max_sequences: int) -> Inbound:
+def check(
+    route: Route, body: bytes, max_sequences: int, strict: bool = False, default_max_tokens: int | None = None
+) -> Inbound:
     """Reads a request body and decides what the engine gets.
+
+    Args:
+        route: where it came in.
+        body: as it came.
+        max_sequences: largest n times prompts.
+        strict: refuse fields that the engine does not know.
+        default_max_tokens: limit of the output where the request names none.
 
     Raises:
         Refusal: 400, with a message that names the field and what it must be, never its content.
@@ -135,12 +153,15 @@ def check(route: Route, body: bytes, max_sequences: int) -> Inbound:
     payload = _parse(body)
     _check_type(payload, "model", str, "a string")
     _check_type(payload, "stream", bool, "true or false")
+    if strict:
+        check_fields(route.name, payload)
+    payload = with_limit(route.name, payload, default_max_tokens)
     forwarded = {key: value for key, value in payload.items() if key not in NOT_FORWARDED}
     if not route.generates:
-        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1)
+        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1, payload=payload)
     sequences = _num_sequences(payload, max_sequences)
     options = _stream_options(payload)
     wants_usage = bool(options.get("include_usage"))
     if payload.get("stream") and not wants_usage:
         forwarded = _ask_for_usage(forwarded, options)
-    return Inbound(_dump(forwarded), wants_usage, sequences)
+    return Inbound(_dump(forwarded), wants_usage, sequences, payload)

@@ -1,9 +1,11 @@
 """What Prometheus gets to see, from one finished exchange at a time. The only file that knows prometheus_client.
 
-Labels are bounded: `model` and `draft` come from the configuration, `route` and `status` from fixed lists.
+Labels are bounded: `model`, `draft` and `tenant` come from the configuration, `route`, `status` and `reason` from fixed lists.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,10 +14,11 @@ from server.exchange import Exchange
 from server.settings import GatewaySettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LABELS = ("model", "draft", "route")
+LABELS = ("model", "draft", "route", "tenant")
 TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 TOKEN_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 E2E_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+QUEUE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
 OVERHEAD_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 RATE = tuple(step / 20 for step in range(1, 21))
 LENGTH = (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16)
@@ -34,6 +37,8 @@ class Metrics:
         self._common = (settings.served_model_name, settings.draft_name or "none")
         self._requests = self._counter("requests", "Requests by how they ended", "status")
         self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
+        self._refusals = self._counter("refusals", "Requests answered with an error of the gateway", "reason")
+        self._queue_wait = self._histogram("queue_wait_seconds", "Wait for a place, requests that had to", QUEUE_S)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
         self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
         self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)")
@@ -58,17 +63,26 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def begin(self, route: str) -> None:
-        """Counts a request in."""
-        self._in_flight.labels(*self._common, route).inc()
+    def show_queue(self, length: Callable[[], int]) -> None:
+        """Shows how many requests wait for a place, whenever somebody looks."""
+        gauge = self._gauge("requests_queued", "Requests waiting for a place at the engine", LABELS[:2])
+        gauge.labels(*self._common).set_function(length)
 
-    def chunk_gap(self, route: str, gap_s: float) -> None:
+    def begin(self, route: str, tenant: str) -> None:
+        """Counts a request in."""
+        self._in_flight.labels(*self._common, route, tenant).inc()
+
+    def chunk_gap(self, route: str, exchange: Exchange, gap_s: float) -> None:
         """Records the time between two chunks of a stream."""
-        self._gap.labels(*self._common, route).observe(gap_s)
+        self._gap.labels(*self._common, route, exchange.tenant).observe(gap_s)
+
+    def refused(self, route: str, tenant: str, reason: str) -> None:
+        """Counts an error that the gateway answered with, by its code."""
+        self._refusals.labels(*self._common, route, tenant, reason).inc()
 
     def end(self, route: str, exchange: Exchange) -> None:
         """Counts a request out and records what it was."""
-        labels = (*self._common, route)
+        labels = (*self._common, route, exchange.tenant)
         self._in_flight.labels(*labels).dec()
         self._requests.labels(*labels, exchange.status).inc()
         self._record_times(labels, exchange)
@@ -80,6 +94,7 @@ class Metrics:
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded
         times = (
+            (self._queue_wait, exchange.queued_s),
             (self._ttft, exchange.ttft_s),
             (self._tpot, exchange.tpot_s if whole else None),
             (self._e2e, exchange.e2e_s if whole else None),

@@ -7,17 +7,23 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from socket import socket as Socket
+from typing import Literal
 
 import uvicorn
+from fastapi import FastAPI
 
 from server import asking
-from server.app import create_app
+from server.access import Access
+from server.admin import create_admin_app
+from server.app import Gateway, create_app, make_door
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
+from server.http_limits import limited_protocol
 from server.pair import Pair
 from server.sampling_check import check_engine
 from server.settings import GatewaySettings
@@ -44,9 +50,19 @@ class Server(uvicorn.Server):
 
 def make_server(settings: GatewaySettings, door: Door | None = None) -> Server:
     """uvicorn with the gateway in it, to be served on sockets that are bound already."""
+    return _server(create_app(settings, door), settings, lifespan="on")
+
+
+def make_admin_server(gateway: Gateway) -> Server:
+    """uvicorn with the routes of the admin port, beside a gateway."""
+    return _server(create_admin_app(gateway), gateway.settings, lifespan="off")
+
+
+def _server(app: FastAPI, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> Server:
     config = uvicorn.Config(
-        create_app(settings, door), log_config=None, access_log=False, server_header=False, proxy_headers=False,
-        ws="none", lifespan="on", timeout_graceful_shutdown=5,
+        app, http=limited_protocol(settings.max_header_bytes, settings.header_timeout_s), log_config=None,
+        access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan=lifespan,
+        timeout_graceful_shutdown=5,
     )  # fmt: skip
     return Server(config)
 
@@ -120,29 +136,54 @@ class Service:
         self._settings = settings
         self._engine = engine
         self._check_sampling = check_sampling
-        self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
+        self._door = make_door(settings, Phase.STARTING)
+        self._access: Access | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     async def run(self) -> None:
         """Serves until a signal comes, or raises what ended it before."""
-        with bind(self._settings.host, self._settings.port) as socket, self._signals():
+        with bind(self._settings.host, self._settings.port) as socket, self._admin_socket() as admin, self._signals():
             socket.listen(BACKLOG)
             host, port = socket.getsockname()[:2]
             try:
                 self._start_engine()
                 server = make_server(self._settings, self._door)
+                gateway: Gateway = server.config.app.state.gateway  # type: ignore[union-attr]
+                self._access = gateway.access
                 serving = asyncio.create_task(server.serve(sockets=[socket]))
                 log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
-                try:
-                    await self._live()
-                finally:
-                    await self._drain(server)
-                    await serving
+                async with self._administering(gateway, admin):
+                    try:
+                        await self._live()
+                    finally:
+                        await self._drain(server)
+                        await serving
             finally:
                 if self._engine is not None:
                     log("engine: stopping")
                     await asyncio.to_thread(self._engine.stop)
+
+    def _admin_socket(self) -> contextlib.AbstractContextManager[Socket | None]:
+        port = self._settings.admin_port
+        return contextlib.nullcontext() if port is None else bind(self._settings.admin_host, port)
+
+    @contextlib.asynccontextmanager
+    async def _administering(self, gateway: Gateway, socket: Socket | None) -> AsyncIterator[None]:
+        """Serves the admin port, where there is one, until all else has ended."""
+        if socket is None:
+            yield
+            return
+        socket.listen(BACKLOG)
+        server = make_admin_server(gateway)
+        serving = asyncio.create_task(server.serve(sockets=[socket]))
+        host, port = socket.getsockname()[:2]
+        log(f"gateway: metrics and /admin on http://{host}:{port}")
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
 
     def _start_engine(self) -> None:
         if self._engine is not None:
@@ -205,7 +246,8 @@ class Service:
             await asyncio.sleep(POLL_S)
 
     async def _drain(self, server: Server) -> None:
-        """Takes no more requests and lets the running ones end; a second signal cuts them."""
+        """Takes no more requests and lets the running and queued ones end; a second signal cuts them."""
+        await self._leave()
         self._door.phase = Phase.DRAINING
         drain_s = self._settings.drain_s
         if self._door.running:
@@ -217,21 +259,34 @@ class Service:
         self._door.cut.set()
         server.should_exit = True
 
+    async def _leave(self) -> None:
+        """After a signal, says that it is not ready for as long as others need to notice."""
+        if self._stop.is_set() and self._settings.leave_s and self._door.phase is Phase.SERVING:
+            self._door.phase = Phase.LEAVING
+            log(f"gateway: not ready any more, takes requests for {self._settings.leave_s:g} s yet")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._settings.leave_s)
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in (*SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def _on_hangup(self) -> None:
+        if self._access is not None:
+            self._access.reload()
 
 
 def note_progress(seconds: float, line: str) -> None:
@@ -256,13 +311,14 @@ def serve(
         make_engine: how a local engine is made.
 
     Raises:
-        InputError: port taken, or settings that no engine can be started with.
+        InputError: port taken, a bad tenants file, or settings that no engine can be started with.
         EngineError: the engine died.
         CheckFailed: it does not sample as its target does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     if pair is not None:
         settings = gateway_settings(pair, settings)
+    Access(settings)  # a bad tenants file is said now, not when an engine has been started
     engine = None
     if settings.engine_url is None:
         if pair is None or log_file is None:

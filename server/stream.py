@@ -83,7 +83,7 @@ class StreamReader:
             return True
         gap_s = self._exchange.see_chunk()
         if gap_s is not None:
-            self._metrics.chunk_gap(self._route.name, gap_s)
+            self._metrics.chunk_gap(self._route.name, self._exchange, gap_s)
         return True
 
     def _read_error(self, data: bytes) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
+from server.app import make_door
 from server.door import Door
 from server.engine import bind
 from server.run import make_server
@@ -71,9 +72,10 @@ def gateway() -> Gateway:
     @asynccontextmanager
     async def run(pieces: list[bytes], engine_url: str | None = None, **settings: object) -> AsyncIterator[Running]:
         async with Replay(pieces).running() as engine, aiohttp.ClientSession() as client:
-            fields = {"engine_url": engine_url or engine.url, "served_model_name": "m", "draft_name": "d", **settings}
+            fields = {"engine_url": engine_url or engine.url, "served_model_name": "m", "draft_name": "d", "access_log": False}
+            fields |= settings
             resolved = GatewaySettings.model_validate(fields)
-            door = Door(resolved.max_in_flight)
+            door = make_door(resolved)
             with bind("127.0.0.1", 0) as socket:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)

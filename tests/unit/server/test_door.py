@@ -16,12 +16,12 @@ def test_a_place_is_given_back_once_however_the_request_ends() -> None:
     assert door.running == 0
 
 
-def test_when_full_it_says_so_and_when_to_come_back() -> None:
+def test_when_too_many_bodies_are_read_it_says_so_and_when_to_come_back() -> None:
     door = Door(limit=1, retry_after_s=7)
-    with door.enter(), pytest.raises(Refusal) as caught, door.enter():
+    with door.read(), pytest.raises(Refusal) as caught, door.read():
         pass
-    assert (caught.value.status, caught.value.retry_after_s) == (429, 7)
-    assert door.running == 0
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 7)
+    assert door.reading == 0
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
