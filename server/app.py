@@ -131,7 +131,8 @@ def without_folders(body: bytes, may_use: Callable[[str], bool] = lambda model: 
 def make_door(settings: GatewaySettings, phase: Phase = Phase.SERVING) -> Door:
     """The door that the settings describe."""
     return Door(
-        settings.max_in_flight, settings.retry_after_s, phase, settings.max_queued, settings.queue_wait_s
+        settings.max_in_flight, settings.retry_after_s, phase, settings.max_queued, settings.queue_wait_s,
+        settings.max_reading,
     )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ REASONS = {
 START_RETRY_S = 5
 """An engine takes long to start; asking every second is of no use."""
 MAX_RETRY_S = 60
-NO_TIME_S = 10.0
 
 OVERLOADED = {
     "queue_full": "all places are taken and the queue is full; try again later",
@@ -44,17 +43,18 @@ class Door:
     """Lets requests in while the gateway serves and has room.
 
     Args:
-        limit: how many requests may be at the engine, and how many bodies may be read, at once.
+        limit: how many requests may be at the engine at once.
         retry_after_s: what refused clients are told, at least.
         phase: the first phase; whoever supervises the engine moves it on.
         max_queued: how many may wait for a place.
         max_wait_s: how long each may wait.
+        max_reading: how many bodies may be read at once.
         clock: the time in seconds.
     """
 
     def __init__(
         self, limit: int, retry_after_s: int = 1, phase: Phase = Phase.SERVING, max_queued: int = 0,
-        max_wait_s: float = NO_TIME_S, clock: Callable[[], float] = time.monotonic,
+        max_wait_s: float = 10.0, max_reading: int = 1024, clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
         self.phase = phase
         self.running = 0
@@ -64,7 +64,7 @@ class Door:
         self.admission = Admission(limit, max_queued, max_wait_s)
         self.cut = asyncio.Event()
         """Set when the requests that still run have had their time: each of them is ended with an error."""
-        self._limit = limit
+        self._max_reading = max_reading
         self._retry_after_s = retry_after_s
         self._clock = clock
 
@@ -110,8 +110,8 @@ class Door:
         Raises:
             Refusal: 503 when too many are being read already.
         """
-        if self.reading >= self._limit:
-            message = f"{self._limit} requests are being read, which is the limit; try again later"
+        if self.reading >= self._max_reading:
+            message = f"{self._max_reading} requests are being read, which is the limit; try again later"
             raise Refusal(503, message, "overloaded", retry_after_s=self._retry_after_s)
         self.reading += 1
         try:

@@ -37,6 +37,7 @@ class GatewaySettings(Settings):
     max_event_bytes: int = Field(default=8 * MIB, ge=1024, description="longer stream events are relayed unread")
     max_header_bytes: int = Field(default=64 * KIB, ge=1024, description="request line and headers together")
     max_in_flight: int = Field(default=1024, ge=1, description="requests at the engine; further ones wait")
+    max_reading: int = Field(default=1024, ge=1, description="request bodies read at once; further requests get 503")
     max_queued: int = Field(default=256, ge=0, description="requests that wait for a place; further ones get 503")
     queue_wait_s: float = Field(
         default=10.0, gt=0, description="longest wait for a place; who would wait longer gets 503"

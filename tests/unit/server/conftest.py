@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
+from server.app import Gateway as GatewayApp
 from server.app import make_door
 from server.door import Door
 from server.engine import bind
@@ -30,6 +31,7 @@ class Running:
     door: Door
     client: aiohttp.ClientSession
     engine: Replay
+    app: GatewayApp
 
     async def post(self, path: str, body: bytes | dict, **more: object) -> tuple[int, dict[str, str], bytes]:
         sent = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -72,7 +74,12 @@ def gateway() -> Gateway:
     @asynccontextmanager
     async def run(pieces: list[bytes], engine_url: str | None = None, **settings: object) -> AsyncIterator[Running]:
         async with Replay(pieces).running() as engine, aiohttp.ClientSession() as client:
-            fields = {"engine_url": engine_url or engine.url, "served_model_name": "m", "draft_name": "d", "access_log": False}
+            fields = {
+                "engine_url": engine_url or engine.url,
+                "served_model_name": "m",
+                "draft_name": "d",
+                "access_log": False,
+            }
             fields |= settings
             resolved = GatewaySettings.model_validate(fields)
             door = make_door(resolved)
@@ -80,7 +87,8 @@ def gateway() -> Gateway:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)
                 task = asyncio.create_task(server.serve(sockets=[socket]))
-                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine)
+                app = server.config.app.state.gateway  # type: ignore[union-attr]
+                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine, app)
                 try:
                     await running.until(lambda: server.started)
                     yield running
