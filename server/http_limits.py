@@ -80,6 +80,11 @@ class LimitedProtocol(HttpToolsProtocol):
         return False
 
     def _too_slow(self) -> None:
+        if (
+            self.cycle is not None and not self.cycle.response_complete
+        ):  # the request before it still has the connection
+            self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
+            return
         self._timer = None
         message = f"the headers did not arrive within {self.header_timeout_s:g} s"
         self._refuse(Refusal(408, message, "header_timeout"), "Request Timeout")

@@ -1,7 +1,7 @@
 """What each request passes before it is carried out: its id, whose it is, what that tenant may still use.
 
-`Visit` is one request's. It is made from the headers alone, asked step by step, and settled at the end; the headers that it
-collects go out with whatever answer there is.
+`Visit` is one request's. It is made from the headers alone, asked step by step, and settled at the end; its headers go
+out with whatever answer there is.
 """
 
 from __future__ import annotations
@@ -78,8 +78,6 @@ class Visit:
         """What was asked for."""
         self.refusal: Refusal | None = None
         """What it was refused with, if it was."""
-        self.headers = {REQUEST_ID: self.request_id}
-        """Go out with the answer, whatever it is."""
         self._reception = reception
         self._route = route
         self._booking: Booking | None = None
@@ -103,8 +101,6 @@ class Visit:
             self._booking = budget.enter(self._reception.now())
         except Exceeded as error:
             raise _too_much(error, self._reception.retry_after_s) from None
-        finally:
-            self._tell(budget)
 
     def declare(self, inbound: Inbound) -> None:
         """Sets aside what the request may take.
@@ -122,8 +118,6 @@ class Visit:
             self._booking.reserve(tokens, self._reception.now())
         except Exceeded as error:
             raise _too_much(error, self._reception.retry_after_s) from None
-        finally:
-            self._tell(self._booking.budget)
 
     def end(self, exchange: Exchange) -> None:
         """Settles with the tenant, once."""
@@ -131,17 +125,24 @@ class Visit:
             counts = exchange.status != "429" and not exchange.status.startswith("5")
             self._booking.end(_used_tokens(exchange), counts, self._reception.now())
 
+    def headers(self) -> dict[str, str]:
+        """What goes out with the answer, whatever that is."""
+        budget = self._reception.budget_of(self.tenant)
+        if budget is None:
+            return {REQUEST_ID: self.request_id}
+        now = self._reception.now()
+        return {
+            REQUEST_ID: self.request_id,
+            **_budget_headers("requests", budget.requests, now),
+            **_budget_headers("tokens", budget.tokens, now),
+        }
+
     def _check_model(self, model: str) -> None:
         if self.tenant.may_use(model):
             return
         allowed = ", ".join(self.tenant.models or ())
         message = f"this key may not use the model {model[:100]!r}; it may use: {allowed}"
         raise Refusal(403, message, "model_not_allowed", "model", headers=NO_RETRY)
-
-    def _tell(self, budget: Budget) -> None:
-        now = self._reception.now()
-        self.headers |= _budget_headers("requests", budget.requests, now)
-        self.headers |= _budget_headers("tokens", budget.tokens, now)
 
 
 def _used_tokens(exchange: Exchange) -> int | None:

@@ -111,7 +111,7 @@ def parse_tenants(text: str, source: str) -> Tenants:
     """
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}: not valid YAML{where}") from None

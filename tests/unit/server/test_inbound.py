@@ -113,8 +113,8 @@ def test_strict_mode_lets_through_what_clients_send() -> None:
 
 
 def test_a_tenants_limit_is_written_into_requests_that_name_none() -> None:
-    for given, sent in (({}, 7), ({"max_completion_tokens": 3}, 3)):
-        inbound = check(CHAT, json.dumps(given).encode(), 8, default_max_tokens=7)
+    for body, sent in (({}, 7), ({"max_completion_tokens": 3}, 3)):
+        inbound = check(CHAT, json.dumps(body).encode(), 8, default_max_tokens=7)
         assert json.loads(inbound.body)["max_completion_tokens"] == sent
 
 

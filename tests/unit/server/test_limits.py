@@ -37,9 +37,8 @@ def test_no_minute_holds_more_than_the_limit(steps: list[tuple[str, float]]) -> 
                 booking.reserve(int(amount), now)
             except Exceeded as error:
                 booking.end(0, False, now)
-                recent = sum(tokens for at, tokens in charged.values() if at + MINUTE_S > now)
-                assert recent + amount > LIMIT * 0.999 or _about_to_fit(charged, now, amount)
-                assert (error.wait_s == NEVER) == (amount > LIMIT)
+                hopeless = error.wait_s == NEVER
+                assert hopeless if amount > LIMIT else _is_full(charged, now, amount)
             else:
                 charged[booking] = now, int(amount)
                 under_way.append(booking)
@@ -55,8 +54,8 @@ def test_no_minute_holds_more_than_the_limit(steps: list[tuple[str, float]]) -> 
             assert sum(tokens for at, tokens in charged.values() if start <= at < start + MINUTE_S) <= LIMIT
 
 
-def _about_to_fit(charged: dict[Booking, tuple[float, int]], now: float, amount: float) -> bool:
-    """True when it would fit but for what ended its minute within the last slot."""
+def _is_full(charged: dict[Booking, tuple[float, int]], now: float, amount: float) -> bool:
+    """True when an amount does not fit, where a minute may last two slots longer."""
     recent = sum(tokens for at, tokens in charged.values() if at + MINUTE_S + 0.2 > now)
     return recent + amount > LIMIT
 
