@@ -310,19 +310,29 @@ def serve(
     ] = None,
     engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
     model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
+    tenants: Annotated[
+        Path | None, typer.Option(help="YAML file of tenants, their keys and limits; or its text in UNDERSTUDY_TENANTS")
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="loopback port for /metrics and /admin; else /metrics is on the main one"),
+    ] = None,
     log_file: Annotated[Path, typer.Option(help="the engine's log")] = Path("build/engine.log"),
     allow_faulty_sampling: Annotated[bool, typer.Option(help="serve even if sampling fails its check")] = False,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Start the engine with target and draft and serve both behind the gateway, until Ctrl-C or SIGTERM."""
+    from server.access import SOURCE
     from server.pair import read_pair
     from server.run import serve
     from server.settings import GatewaySettings
 
     def read() -> GatewaySettings:
-        given = {"host": host, "port": port, "engine_url": engine_url, "served_model_name": model}
-        return settings_from(GatewaySettings, config, set_, **given).resolved(os.environ)
+        return settings_from(
+            GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model,
+            tenants_file=tenants, tenants=os.environ.get(SOURCE) or None, admin_port=admin_port,
+        ).resolved(os.environ)  # fmt: skip
 
     serve(read(), read_pair(pair) if pair else None, log_file, allow_faulty_sampling, reread=read)
 
@@ -342,6 +352,21 @@ def canary(
     from server.canary_table import ask, render
 
     render(ask(url, api_key), Console())
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="the tenant's name; label `tenant` of the metrics")],
+) -> None:
+    """Make an API key: printed once, with the entry of the tenants file that holds its hash."""
+    from server.tenants import Tenants, hash_key, make_key
+    from stages.settings import validate
+
+    made = make_key()
+    hashed = hash_key(made)
+    validate(Tenants, {"tenants": [{"name": name, "keys": [hashed]}]}, f"key {name}")
+    print(f"{made}    # the key: give it to {name}; it is kept nowhere and cannot be shown again", file=sys.stderr)
+    print(f"  - name: {name}\n    keys: [{hashed}]")
 
 
 @app.command()

@@ -16,18 +16,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
 from server import errors
-from server.door import Door
+from server.access import Access
+from server.access_log import AccessLog
+from server.client import header
+from server.door import Door, Phase
 from server.fleet import Fleet
 from server.fleet_metrics import FleetMetrics
 from server.inbound import Route
 from server.metrics import CONTENT_TYPE, Metrics
 from server.models_list import MODELS, list_models
 from server.openapi import document
+from server.reception import Reception
 from server.relay import BROKEN, Relay
 from server.settings import GatewaySettings
 from server.upstream import EngineFailed
 from server.watch import Watch
-from server.watching import Watching
+from server.watching import Watching, engine_facts
 
 ROUTES = (
     Route("/v1/chat/completions", "chat", generates=True),
@@ -41,21 +45,36 @@ VERSION = metadata.version("understudy")
 
 
 class Gateway:
-    """What the routes share: one door, one fleet, one set of metrics."""
+    """What the routes share: one door, one reception, one fleet, one set of metrics.
+
+    Raises:
+        InputError: the tenants file is bad.
+    """
 
     def __init__(self, settings: GatewaySettings, door: Door, fleet: Fleet):
         self.door = door
         self.fleet = fleet
         self.metrics = Metrics(settings)
+        self.metrics.show_queue(lambda: door.admission.queued)
         self.watch = Watch(settings, self.metrics, fleet.pools)
         self.metrics.observe_with(self.watch.see)
         fleet.shares = self.watch.shares
         FleetMetrics(fleet, self.metrics.registry)
+        self.access = Access(settings)
+        self.reception = Reception(settings, self.access)
+        self.access_log = AccessLog() if settings.access_log else None
+        self.watching = Watching(self.watch, door, fleet)
         self.settings = settings
 
     def relay(self, route: Route) -> Relay:
         """The endpoint of a relayed route."""
-        return Relay(route, self.settings, self.fleet, self.door, self.metrics)
+        shared = (self.settings, self.fleet, self.door, self.metrics, self.reception, self.access_log)
+        return Relay(route, *shared)
+
+    def engines(self) -> list[dict[str, Any]]:
+        """The engines and how they are, for whoever runs the gateway."""
+        members = self.fleet.members.items()
+        return [{**engine_facts(name, member), "url": member.entry.url} for name, member in members]
 
     async def health(self, request: Request) -> Response:
         """200 as long as the process answers."""
@@ -63,7 +82,7 @@ class Gateway:
 
     async def ready(self, request: Request) -> Response:
         """200 when requests are taken and every model, or the one asked for, has an engine that is up; else 503."""
-        refusal = self.door.closed() or await self._unserved(request.query_params.get("model"))
+        refusal = self.door.not_ready() or await self._unserved(request.query_params.get("model"))
         return JSONResponse({"status": "ready"}) if refusal is None else errors.response(refusal)
 
     async def _unserved(self, model: str | None) -> errors.Refusal | None:
@@ -89,11 +108,20 @@ class Gateway:
         if refusal is not None:
             return errors.response(refusal)
         try:
-            return Response(await list_models(self.fleet), media_type="application/json")
+            tenant = self.access.tenant_of(header(request.scope, b"authorization"))
+            return Response(await list_models(self.fleet, tenant.may_use), media_type="application/json")
         except TimeoutError:
             return errors.response(errors.Refusal(504, f"the engine was silent for {wait_s:g} s", "engine_timeout"))
         except (errors.Refusal, EngineFailed) as error:
             return errors.response(error if isinstance(error, errors.Refusal) else BROKEN)
+
+
+def make_door(settings: GatewaySettings, phase: Phase = Phase.SERVING) -> Door:
+    """The door that the settings describe."""
+    return Door(
+        settings.max_in_flight, settings.retry_after_s, phase, settings.max_queued, settings.queue_wait_s,
+        settings.max_reading,
+    )  # fmt: skip
 
 
 def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet | None = None) -> FastAPI:
@@ -103,14 +131,23 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
         settings: with ``engine_url`` or ``engines`` filled in.
         door: its phase is moved on by whoever supervises the engine; without it the gateway serves from the start.
         fleet: the engines; without it those of the settings, which are trusted.
+
+    Raises:
+        InputError: the tenants file is bad.
     """
-    gateway = Gateway(settings, door or Door(settings.max_in_flight, settings.retry_after_s), fleet or Fleet(settings))
+    gateway = Gateway(settings, door or make_door(settings), fleet or Fleet(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await gateway.fleet.open()
+        watching = asyncio.create_task(gateway.access.watch())
         yield
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
         await gateway.fleet.close()
+        if gateway.access_log is not None:
+            gateway.access_log.close()
 
     handlers: dict[Any, Any] = {HTTPException: errors.on_http_exception, Exception: errors.on_exception}
     app = FastAPI(
@@ -118,12 +155,12 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
         redirect_slashes=False, exception_handlers=handlers,
     )  # fmt: skip
     app.router.routes.extend(Path(route.path, gateway.relay(route), methods=["POST"]) for route in ROUTES)
-    watching = {"/health": gateway.health, "/ready": gateway.ready, "/metrics": gateway.show_metrics}
-    plain = {MODELS: gateway.models, **watching}
+    plain = {MODELS: gateway.models, "/health": gateway.health, "/ready": gateway.ready}
+    if settings.admin_port is None:
+        plain["/metrics"] = gateway.show_metrics
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in plain.items())
-    watching_routes = Watching(gateway.watch, gateway.door, gateway.fleet)
-    app.router.routes.extend(watching_routes.admin_routes())
-    app.router.routes.extend(watching_routes.docs_routes(document(ROUTES, settings, VERSION)))
-    app.router.routes.extend(watching_routes.page_routes() if settings.live_page else [])
+    app.router.routes.extend(gateway.watching.admin_routes() if settings.admin_port is None else [])
+    app.router.routes.extend(gateway.watching.docs_routes(document(ROUTES, settings, VERSION)))
+    app.router.routes.extend(gateway.watching.page_routes() if settings.live_page else [])
     app.state.gateway = gateway
     return app

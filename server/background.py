@@ -71,7 +71,7 @@ def background_gateway(
     Raises:
         EngineError: when the gateway does not come up.
     """
-    fields = {"port": 0, **more, "engine_url": engine_url, "served_model_name": served_model_name}
+    fields = {"port": 0, "access_log": False, **more, "engine_url": engine_url, "served_model_name": served_model_name}
     settings = GatewaySettings.model_validate({**fields, "draft_name": draft_name})
     child = subprocess.Popen(
         [sys.executable, "-m", "server.background"], env=_child_environment(),

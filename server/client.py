@@ -7,7 +7,7 @@ client has left is noticed only when its answer can no longer be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -118,13 +118,16 @@ class Reply:
 
     def __init__(self, send: Send, stall_s: float):
         self.started = False
+        self.headers: Callable[[], Mapping[str, str]] = dict
+        """Gives what goes out with every answer, whatever it is."""
         self._send = send
         self._stall_s = stall_s
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Sends the status line and headers."""
         self.started = True
-        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+        every = {**headers, **self.headers()}
+        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in every.items()]
         await self._pass({"type": "http.response.start", "status": status, "headers": raw})
 
     async def begin(self, status: int, headers: Mapping[str, str], data: bytes) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ class Refusal(Exception):
     code: str
     param: str | None = None
     retry_after_s: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers of the response."""
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"
@@ -53,7 +56,8 @@ def error_event(refusal: Refusal) -> bytes:
 
 def error_headers(refusal: Refusal) -> dict[str, str]:
     """Headers of an error response; ``Retry-After`` where trying again makes sense."""
-    return {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
+    wait = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
+    return {**wait, **refusal.headers}
 
 
 def response(refusal: Refusal) -> Response:

@@ -35,6 +35,11 @@ class Exchange:
     last_s: float | None = None
     """When the latest chunk with content came."""
     ended_s: float | None = None
+    num_chunks: int = 0
+    """Chunks with content that have come."""
+    tenant: str = "default"
+    queued_s: float | None = None
+    """Time spent waiting for a place at the engine; None: there was no wait."""
     waited_s: float = 0.0
     """Time spent waiting for the engine or for the client to take what was sent."""
     status: str = ""
@@ -56,12 +61,21 @@ class Exchange:
         finally:
             self.waited_s += self.clock() - started
 
+    async def queue(self, turn: Awaitable[Result]) -> Result:
+        """Waits for a place at the engine, and books the time as such."""
+        started = self.clock()
+        try:
+            return await self.wait(turn)
+        finally:
+            self.queued_s = self.clock() - started
+
     def see_chunk(self) -> float | None:
         """Notes a chunk with content; returns the gap to the one before it in seconds."""
         now, before = self.clock(), self.last_s
         if self.first_s is None:
             self.first_s = now
         self.last_s = now
+        self.num_chunks += 1
         return None if before is None else now - before
 
     def settle(self, status: str) -> None:

@@ -10,9 +10,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from server.declaring import with_limit
 from server.errors import Refusal
 from server.facts import Facts, read_facts
 from server.kinds import Kind, kind_of
+from server.known_fields import check_fields
 
 NOT_FORWARDED = ("priority",)
 """Fields that belong to whoever runs the engine, not to its clients."""
@@ -50,6 +52,13 @@ class Inbound:
     """What decides which engine gets it."""
     kind: Kind = Kind.PLAIN
     """Which kind of output it asks for."""
+    payload: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the body says; not to be shown."""
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked for; None: whichever is served."""
+        return self.payload.get("model") or None
 
 
 def _wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Refusal:
@@ -137,8 +146,19 @@ def _ask_for_usage(payload: dict[str, Any], options: dict[str, Any]) -> dict[str
     return {**payload, "stream_options": asked}
 
 
-def check(route: Route, body: bytes, max_sequences: int, with_head: bool = False) -> Inbound:
-    """Reads a request body and decides what the engine gets; with the prompt's beginning where routing asks for it.
+def check(
+    route: Route, body: bytes, max_sequences: int, with_head: bool = False, strict: bool = False,
+    default_max_tokens: int | None = None,
+) -> Inbound:  # fmt: skip
+    """Reads a request body and decides what the engine gets.
+
+    Args:
+        route: where it came in.
+        body: as it came.
+        max_sequences: largest n times prompts.
+        with_head: read the prompt's beginning, where routing asks for it.
+        strict: refuse fields that the engine does not know.
+        default_max_tokens: limit of the output where the request names none.
 
     Raises:
         Refusal: 400, with a message that names the field and what it must be, never its content.
@@ -146,13 +166,16 @@ def check(route: Route, body: bytes, max_sequences: int, with_head: bool = False
     payload = _parse(body)
     _check_type(payload, "model", str, "a string")
     _check_type(payload, "stream", bool, "true or false")
+    if strict:
+        check_fields(route.name, payload)
+    payload = with_limit(route.name, payload, default_max_tokens)
     facts = read_facts(payload, route.samples, with_head)
     forwarded = {key: value for key, value in payload.items() if key not in NOT_FORWARDED}
     if not route.generates:
-        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1, facts=facts)
+        return Inbound(_dump(forwarded), wants_usage=True, num_sequences=1, facts=facts, payload=payload)
     sequences = _num_sequences(payload, max_sequences)
     options = _stream_options(payload)
     wants_usage = bool(options.get("include_usage"))
     if payload.get("stream") and not wants_usage:
         forwarded = _ask_for_usage(forwarded, options)
-    return Inbound(_dump(forwarded), wants_usage, sequences, facts, kind_of(payload))
+    return Inbound(_dump(forwarded), wants_usage, sequences, facts, kind_of(payload), payload)

@@ -1,7 +1,7 @@
 """What Prometheus gets to see, from one finished exchange at a time. Only this file and fleet_metrics know prometheus_client.
 
-Labels are bounded: `model` and `draft` come from the configuration, `route`, `status` and
-`kind` from fixed lists.
+Labels are bounded: `model`, `draft` and `tenant` come from the configuration, `route`, `status`, `kind` and `reason` from fixed
+lists.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from server.pools import NO_DRAFT
 from server.settings import GatewaySettings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LABELS = ("model", "draft", "route")
+LABELS = ("model", "draft", "route", "tenant")
 UNROUTED = "unrouted"
 """Labels `model` and `draft` of requests that ended before an engine was asked, where there are several."""
 TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 TOKEN_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 E2E_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+QUEUE_S = (0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
 OVERHEAD_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 RATE = tuple(step / 20 for step in range(1, 21))
 LENGTH = (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16)
@@ -45,6 +46,8 @@ class Metrics:
             self._unrouted = (UNROUTED, UNROUTED)
         self._requests = self._counter("requests", "Requests by how they ended", "status")
         self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
+        self._refusals = self._counter("refusals", "Requests answered with an error of the gateway", "reason")
+        self._queue_wait = self._histogram("queue_wait_seconds", "Wait for a place, requests that had to", QUEUE_S)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
         self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
         self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)", "kind")
@@ -85,23 +88,31 @@ class Metrics:
         self._stale.labels(*labels).set(stale)
         self._sliding.labels(*labels).set(math.nan if length is None else length)
 
-    def begin(self, route: str) -> None:
+    def show_queue(self, length: Callable[[], int]) -> None:
+        """Shows how many requests wait for a place, whenever somebody looks."""
+        self._gauge("requests_queued", "Requests waiting for a place at the engines", ()).set_function(length)
+
+    def begin(self, route: str, exchange: Exchange) -> None:
         """Counts a request in."""
-        self._in_flight.labels(*self._unrouted, route).inc()
+        self._in_flight.labels(*self._labels(route, exchange)).inc()
 
     def move(self, route: str, exchange: Exchange, served_by: tuple[str, str]) -> None:
         """Notes which engine a request is at: from here on it has that one's labels."""
-        self._in_flight.labels(*self._labels(exchange), route).dec()
+        self._in_flight.labels(*self._labels(route, exchange)).dec()
         exchange.served_by = served_by
-        self._in_flight.labels(*served_by, route).inc()
+        self._in_flight.labels(*self._labels(route, exchange)).inc()
 
     def chunk_gap(self, route: str, exchange: Exchange, gap_s: float) -> None:
         """Records the time between two chunks of a stream."""
-        self._gap.labels(*self._labels(exchange), route).observe(gap_s)
+        self._gap.labels(*self._labels(route, exchange)).observe(gap_s)
+
+    def refused(self, route: str, exchange: Exchange, reason: str) -> None:
+        """Counts an error that the gateway answered with, by its code."""
+        self._refusals.labels(*self._labels(route, exchange), reason).inc()
 
     def end(self, route: str, exchange: Exchange) -> None:
         """Counts a request out and records what it was."""
-        labels = (*self._labels(exchange), route)
+        labels = self._labels(route, exchange)
         self._in_flight.labels(*labels).dec()
         self._requests.labels(*labels, exchange.status).inc()
         self._record_times(labels, exchange)
@@ -115,6 +126,7 @@ class Metrics:
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded
         times = (
+            (self._queue_wait, exchange.queued_s),
             (self._ttft, exchange.ttft_s),
             (self._tpot, exchange.tpot_s if whole else None),
             (self._e2e, exchange.e2e_s if whole else None),
@@ -144,8 +156,8 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
         return Histogram(f"understudy_{name}", text, (*LABELS, *more), buckets=buckets, registry=self.registry)
 
-    def _labels(self, exchange: Exchange) -> tuple[str, str]:
-        return exchange.served_by or self._unrouted
+    def _labels(self, route: str, exchange: Exchange) -> tuple[str, ...]:
+        return (*(exchange.served_by or self._unrouted), route, exchange.tenant)
 
     def _expect(self, name: str, entries: Sequence[EngineEntry]) -> None:
         """The first figure that is given for a model and draft."""

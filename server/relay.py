@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from server import reporting
 from server.acceptance import AcceptanceRecord, read_acceptance, read_usage
+from server.access_log import AccessLog
 from server.client import ClientGone, Cut, Reply, check_content_type, header, read_body, unless_gone
 from server.door import Door
 from server.errors import Refusal
@@ -21,6 +22,7 @@ from server.fleet import Attempt, Fleet
 from server.inbound import Inbound, Route, check
 from server.json_text import JsonText
 from server.metrics import Metrics
+from server.reception import Reception, Visit
 from server.settings import GatewaySettings
 from server.stream import StreamReader
 from server.upstream import EngineFailed, finish, is_stream, passed_headers, read_all, read_some, refusal_from
@@ -41,43 +43,62 @@ class Relay:
         fleet: the engines.
         door: shared by all routes.
         metrics: told of each request's begin and end.
+        reception: knows the tenants and what each may use.
+        access_log: told of each request's end; None: there is none.
     """
 
-    def __init__(self, route: Route, settings: GatewaySettings, fleet: Fleet, door: Door, metrics: Metrics):
+    def __init__(
+        self, route: Route, settings: GatewaySettings, fleet: Fleet, door: Door, metrics: Metrics,
+        reception: Reception, access_log: AccessLog | None = None,
+    ):  # fmt: skip
         self._route = route
         self._settings = settings
         self._fleet = fleet
         self._door = door
         self._metrics = metrics
+        self._reception = reception
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relays one request. Whatever ends it, its place and the gauge are given back once."""
         exchange, reply = Exchange(), Reply(send, self._settings.client_stall_s)
-        self._metrics.begin(self._route.name)
+        visit = self._reception.receive(self._route, scope)
+        exchange.tenant, reply.headers = visit.tenant.name, visit.headers
+        self._metrics.begin(self._route.name, exchange)
         try:
-            await self._handle(scope, receive, reply, exchange)
+            await self._handle(scope, receive, reply, exchange, visit)
         except (ClientGone, asyncio.CancelledError) as error:
             exchange.settle(CLIENT_GONE)
             if isinstance(error, asyncio.CancelledError):  # the server is shutting down and waits no longer
                 raise
         finally:
             exchange.settle("500")  # a fault of ours, when nothing else was found
+            visit.end(exchange)
             self._metrics.end(self._route.name, exchange)
+            if self._access_log is not None:
+                self._access_log.note(self._route.name, visit, exchange)
 
-    async def _handle(self, scope: Scope, receive: Receive, reply: Reply, exchange: Exchange) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, reply: Reply, exchange: Exchange, visit: Visit) -> None:
         try:
             with self._door.enter():
+                visit.enter()
                 check_content_type(scope)
                 settings = self._settings
                 limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s
-                body = await read_body(scope, receive, limit, timeout_s, self._door.cut)
+                with self._door.read():
+                    body = await read_body(scope, receive, limit, timeout_s, self._door.cut)
                 exchange.admitted_s = exchange.clock()
-                inbound = check(self._route, body, settings.max_sequences, self._fleet.compares_prompts)
+                inbound = check(
+                    self._route, body, settings.max_sequences, self._fleet.compares_prompts, settings.strict,
+                    visit.tenant.default_max_tokens,
+                )  # fmt: skip
                 exchange.num_sequences, exchange.kind = inbound.num_sequences, inbound.kind
+                visit.declare(inbound)
                 facts = self._facts(inbound, header(scope, SPECULATION))
-                await unless_gone(receive, self._door.cut, self._exchange(inbound, facts, reply, exchange))
+                await unless_gone(receive, self._door.cut, self._in_turn(inbound, facts, reply, exchange))
         except (Refusal, EngineFailed, Cut) as error:
-            refusal = self._refusal(error)
+            refusal = visit.refusal = self._refusal(error)
+            self._metrics.refused(self._route.name, exchange, refusal.code)
             logger.info("%s: %s", self._route.name, refusal)
             status = STREAM_FAILED if reply.started else str(refusal.status)
             await reply.refuse(refusal)
@@ -93,6 +114,18 @@ class Relay:
         if not self._route.samples or not wants_no_draft(speculation) or inbound.facts.plain_because:
             return inbound.facts
         return replace(inbound.facts, plain_because="header")
+
+    async def _in_turn(self, inbound: Inbound, facts: Facts, reply: Reply, exchange: Exchange) -> None:
+        """Carries out the exchange when it is this tenant's turn, and within the time there is for it."""
+        timeout_s = self._settings.request_timeout_s
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit, self._door.place(exchange.tenant, exchange.queue):
+                await self._exchange(inbound, facts, reply, exchange)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Refusal(504, f"the answer took longer than the {timeout_s:g} s allowed", "request_timeout") from None
 
     async def _exchange(self, inbound: Inbound, facts: Facts, reply: Reply, exchange: Exchange) -> None:
         """Tries one engine after the other, until an answer has begun or nobody is left."""

@@ -7,20 +7,25 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from socket import socket as Socket
+from typing import Any, Literal
 
 import uvicorn
+from fastapi import FastAPI
 
 from server import asking
-from server.app import Gateway, create_app
+from server.access import Access
+from server.admin import create_admin_app
+from server.app import Gateway, create_app, make_door
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
 from server.engine_list import EngineEntry
 from server.fleet import Fleet
+from server.http_limits import limited_protocol
 from server.pair import Pair
 from server.reloading import reload
 from server.sampling_check import check_engine
@@ -49,9 +54,19 @@ class Server(uvicorn.Server):
 
 def make_server(settings: GatewaySettings, door: Door | None = None, fleet: Fleet | None = None) -> Server:
     """uvicorn with the gateway in it, to be served on sockets that are bound already."""
+    return _server(create_app(settings, door, fleet), settings, lifespan="on")
+
+
+def make_admin_server(gateway: Gateway) -> Server:
+    """uvicorn with the routes of the admin port, beside a gateway."""
+    return _server(create_admin_app(gateway), gateway.settings, lifespan="off")
+
+
+def _server(app: FastAPI, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> Server:
     config = uvicorn.Config(
-        create_app(settings, door, fleet), log_config=None, access_log=False, server_header=False, proxy_headers=False,
-        ws="none", lifespan="on", timeout_graceful_shutdown=5,
+        app, http=limited_protocol(settings.max_header_bytes, settings.header_timeout_s), log_config=None,
+        access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan=lifespan,
+        timeout_graceful_shutdown=5,
     )  # fmt: skip
     return Server(config)
 
@@ -137,7 +152,7 @@ class Service:
         self._settings = settings
         self._engine = engine
         self._check_sampling = check_sampling
-        self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
+        self._door = make_door(settings, Phase.STARTING)
         self._fleet: Fleet
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -146,24 +161,47 @@ class Service:
 
     async def run(self) -> None:
         """Serves until a signal comes, or raises what ended it before."""
-        with bind(self._settings.host, self._settings.port) as socket, self._signals():
+        with bind(self._settings.host, self._settings.port) as socket, self._admin_socket() as admin, self._signals():
             socket.listen(BACKLOG)
             host, port = socket.getsockname()[:2]
             try:
                 self._start_engine()
                 self._fleet = Fleet(self._settings, self._intake if self._settings.engines else None)
                 server = self._server = make_server(self._settings, self._door, self._fleet)
+                gateway = gateway_of(server)
                 serving = asyncio.create_task(server.serve(sockets=[socket]))
                 log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
-                try:
-                    await self._live()
-                finally:
-                    await self._drain(server)
-                    await serving
+                async with self._administering(gateway, admin):
+                    try:
+                        await self._live()
+                    finally:
+                        await self._drain(server)
+                        await serving
             finally:
                 if self._engine is not None:
                     log("engine: stopping")
                     await asyncio.to_thread(self._engine.stop)
+
+    def _admin_socket(self) -> contextlib.AbstractContextManager[Socket | None]:
+        port = self._settings.admin_port
+        return contextlib.nullcontext() if port is None else bind(self._settings.admin_host, port)
+
+    @contextlib.asynccontextmanager
+    async def _administering(self, gateway: Gateway, socket: Socket | None) -> AsyncIterator[None]:
+        """Serves the admin port, where there is one, until all else has ended."""
+        if socket is None:
+            yield
+            return
+        socket.listen(BACKLOG)
+        server = make_admin_server(gateway)
+        serving = asyncio.create_task(server.serve(sockets=[socket]))
+        host, port = socket.getsockname()[:2]
+        log(f"gateway: metrics and /admin on http://{host}:{port}")
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
 
     def _start_engine(self) -> None:
         if self._engine is not None:
@@ -243,7 +281,8 @@ class Service:
             await asyncio.sleep(POLL_S)
 
     async def _drain(self, server: Server) -> None:
-        """Takes no more requests and lets the running ones end; a second signal cuts them."""
+        """Takes no more requests and lets the running and queued ones end; a second signal cuts them."""
+        await self._leave()
         self._door.phase = Phase.DRAINING
         drain_s = self._settings.drain_s
         if self._door.running:
@@ -254,6 +293,14 @@ class Service:
             await asyncio.sleep(POLL_S)
         self._door.cut.set()
         server.should_exit = True
+
+    async def _leave(self) -> None:
+        """After a signal, says that it is not ready for as long as others need to notice."""
+        if self._stop.is_set() and self._settings.leave_s and self._door.phase is Phase.SERVING:
+            self._door.phase = Phase.LEAVING
+            log(f"gateway: not ready any more, takes requests for {self._settings.leave_s:g} s yet")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._settings.leave_s)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -273,14 +320,19 @@ class Service:
         self._stop.set()
 
     def _on_hangup(self) -> None:
-        """Reads the settings again; without a file there is nothing to read, and nothing ends."""
-        if self._reread is None or self._server is None:
+        """Reads the tenants and the settings again; without files there is nothing to read, and nothing ends."""
+        if self._server is None:
+            return
+        gateway = gateway_of(self._server)
+        if gateway.access.path is not None:
+            gateway.access.reload()
+        if self._reread is None:
             return
         reread, own = self._reread, {"engine_url": self._settings.engine_url} if self._engine is not None else {}
         found = reload(self._settings, lambda: reread().model_copy(update=own), log)
         if found is not None:
             self._settings = found
-            gateway_of(self._server).watch.reload(found)
+            gateway.watch.reload(found)
 
 
 def note_progress(seconds: float, line: str) -> None:
@@ -307,13 +359,14 @@ def serve(
         reread: reads the settings again, on SIGHUP.
 
     Raises:
-        InputError: port taken, or settings that no engine can be started with.
+        InputError: port taken, a bad tenants file, or settings that no engine can be started with.
         EngineError: the engine died.
         CheckFailed: it does not sample as its target does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     fill_in = partial(gateway_settings, pair) if pair is not None else lambda settings: settings
     settings = fill_in(settings)
+    Access(settings)  # a bad tenants file is said now, not when an engine has been started
     engine = None
     if settings.engines and pair is not None:
         raise InputError("'engines' and a pair exclude each other: name the pair at its engine, as 'pair'")

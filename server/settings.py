@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -14,7 +15,7 @@ from server.engine_list import EngineEntry, check_names, read_base_url, resolve
 from server.sharing import CanarySettings
 from stages.settings import Settings
 
-MIB = 2**20
+KIB, MIB = 2**10, 2**20
 ONLY = "engine"
 """What the engine is called where there is only one and no list."""
 
@@ -30,9 +31,20 @@ class GatewaySettings(Settings):
     draft_name: str | None = Field(default=None, description="label `draft`; None: no acceptance records are expected")
     max_body_bytes: int = Field(default=8 * MIB, ge=1024)
     max_event_bytes: int = Field(default=8 * MIB, ge=1024, description="longer stream events are relayed unread")
-    max_in_flight: int = Field(default=1024, ge=1, description="further requests get 429")
+    max_header_bytes: int = Field(default=64 * KIB, ge=1024, description="request line and headers together")
+    max_in_flight: int = Field(default=1024, ge=1, description="requests at the engine; further ones wait")
+    max_reading: int = Field(default=1024, ge=1, description="request bodies read at once; further requests get 503")
+    max_queued: int = Field(default=256, ge=0, description="requests that wait for a place; further ones get 503")
+    queue_wait_s: float = Field(
+        default=10.0, gt=0, description="longest wait for a place; who would wait longer gets 503"
+    )
     max_sequences: int = Field(default=128, ge=1, description="n times prompts of one request")
+    strict: bool = Field(
+        default=False, description="refuse unknown fields of request bodies instead of passing them on"
+    )
+    header_timeout_s: float = Field(default=30.0, gt=0, description="for a request's headers to arrive")
     body_timeout_s: float = Field(default=30.0, gt=0, description="for the whole request body to arrive")
+    request_timeout_s: float | None = Field(default=None, gt=0, description="for a whole answer, queueing included")
     connect_timeout_s: float = Field(default=5.0, gt=0)
     engine_silence_s: float = Field(default=600.0, gt=0, description="longest wait for the engine's next byte")
     client_stall_s: float = Field(default=120.0, gt=0, description="longest wait for a client that does not read")
@@ -40,7 +52,23 @@ class GatewaySettings(Settings):
     retry_after_s: int = Field(default=1, ge=1, description="told to clients with 429 and 503")
     usage_details: bool = Field(default=True, description="fill accepted_ and rejected_prediction_tokens in usage")
     acceptance_header: bool = Field(default=False, description="X-Understudy-Acceptance on answers in one piece")
-    drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after SIGTERM")
+    leave_s: float = Field(default=0.0, ge=0, description="after SIGTERM, /ready says no and requests are still taken")
+    drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after that")
+    tenants_file: Path | None = Field(
+        default=None, description="tenants, their keys and limits; without it all may come"
+    )
+    tenants: SecretStr | None = Field(default=None, description="the text of such a file instead")
+    prompt_bytes_per_token: float = Field(default=3.0, gt=0, description="estimate, for budgets of tokens per minute")
+    access_log: bool = Field(
+        default=True, description="one JSON line per request on standard error, without its prompt"
+    )
+    admin_host: str = Field(default="127.0.0.1", description="address of --admin-port")
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of /metrics, /health, /ready and /admin; None: /metrics is on the main one",
+    )
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
     expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
@@ -74,6 +102,12 @@ class GatewaySettings(Settings):
     def _check_one_way(self) -> GatewaySettings:
         if self.engines and self.engine_url is not None:
             raise PydanticCustomError("engines", "'engines' and 'engine_url' exclude each other; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> GatewaySettings:
+        if self.tenants_file is not None and self.tenants is not None:
+            raise PydanticCustomError("tenants", "give the tenants as a file or as text, not both")
         return self
 
     @property

@@ -54,7 +54,7 @@ class Watching:
         """The same as plain values."""
         models = list(dict.fromkeys(pool.model for pool in self._fleet.pools))
         state = {"models": models, "phase": self._door.phase.value, "requests_in_flight": self._door.running}
-        engines = [_engine(name, member) for name, member in self._fleet.members.items()]
+        engines = [engine_facts(name, member) for name, member in self._fleet.members.items()]
         return {**state, **self._watch.figures(), "engines": engines}
 
     async def canary(self, request: Request) -> Response:
@@ -77,7 +77,7 @@ class Watching:
         return [Route("/admin/canary", self.canary, methods=["GET"])]
 
 
-def _engine(name: str, member: Member) -> dict[str, Any]:
+def engine_facts(name: str, member: Member) -> dict[str, Any]:
     """One engine; not its address, which is nobody's business here."""
     entry = member.entry
     state = "up" if member.up else "stuck" if member.health.stuck else "away"

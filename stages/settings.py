@@ -27,8 +27,8 @@ def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[s
     while parts:
         field = cls.model_fields.get(str(parts.pop(0)))
         inner: Any = None if field is None else field.annotation
-        if get_origin(inner) is dict and parts:  # settings by name: the next part is the name
-            inner = get_args(inner)[1]
+        if get_origin(inner) in (dict, tuple) and parts:  # settings by name or in a row: the next part is which
+            inner = get_args(inner)[1 if get_origin(inner) is dict else 0]
             parts.pop(0)
         elif get_origin(inner) in (list, tuple) and parts:  # a list of settings: the next part is the place in it
             inner = get_args(inner)[0]

@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from drafts.verifying import VerifySettings
 from pruning.settings import PruneSettings
 from server.settings import GatewaySettings
+from server.tenants import hash_key, parse_tenants
 from stages.errors import InputError
-from understudy import settings_from
+from understudy import app, settings_from
 
 
 def yaml(folder: Path, text: str) -> Path:
@@ -37,3 +39,11 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_a_pair_without_a_value_is_refused() -> None:
     with pytest.raises(InputError, match="must be key=value"):
         settings_from(PruneSettings, None, ["keep"])
+
+
+def test_a_key_is_shown_once_with_the_entry_that_holds_its_hash() -> None:
+    done = CliRunner().invoke(app, ["key", "shop"])
+    tenants = parse_tenants(f"tenants:\n{done.stdout}", "printed").tenants
+    assert tenants[0].name == "shop"
+    assert tenants[0].keys == (hash_key(done.stderr.split()[0]),)
+    assert isinstance(CliRunner().invoke(app, ["key", "no name"]).exception, InputError)

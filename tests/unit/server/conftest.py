@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from server import app
+from server.app import make_door
 from server.door import Door
 from server.engine import bind
 from server.run import gateway_of, make_server
@@ -74,9 +75,9 @@ def gateway() -> Gateway:
     async def run(pieces: list[bytes], engine_url: str | None = None, **settings: object) -> AsyncIterator[Running]:
         async with Replay(pieces).running() as engine, aiohttp.ClientSession() as client:
             url = None if "engines" in settings else engine_url or engine.url
-            fields = {"engine_url": url, "served_model_name": "m", "draft_name": "d", **settings}
+            fields = {"engine_url": url, "served_model_name": "m", "draft_name": "d", "access_log": False, **settings}
             resolved = GatewaySettings.model_validate(fields)
-            door = Door(resolved.max_in_flight)
+            door = make_door(resolved)
             with bind("127.0.0.1", 0) as socket:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)

@@ -35,6 +35,8 @@ class Replay:
     """Request line, headers, body."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: int = 0
+    """Bytes of answers that the network has taken."""
     url: str = ""
     _asked: set[asyncio.StreamWriter] = field(default_factory=set)
     """Connections on which more than probes came."""
@@ -82,6 +84,7 @@ class Replay:
                 raise ConnectionError
             writer.write(piece)
             await writer.drain()
+            self.sent += len(piece)
             await asyncio.sleep(0)
 
     @asynccontextmanager

@@ -92,3 +92,31 @@ def test_messages_never_hold_the_prompt() -> None:
 def test_no_body_makes_the_gateway_fail(body: bytes) -> None:
     with contextlib.suppress(Refusal):
         check(CHAT, body, 8)
+
+
+@pytest.mark.parametrize(
+    ("route", "field", "near"),
+    [(CHAT, "temprature", "temperature"), (CHAT, "max_token", "max_tokens"), (EMBEDDINGS, "inputs", "input")],
+)
+def test_strict_mode_names_the_nearest_field_that_is_known(route: Route, field: str, near: str) -> None:
+    body = json.dumps({field: 1, "model": "m"}).encode()
+    with pytest.raises(Refusal, match=f"did you mean '{near}'") as caught:
+        check(route, body, 8, strict=True)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "unknown_field", field)
+    assert json.loads(check(route, body, 8).body)[field] == 1
+
+
+def test_strict_mode_lets_through_what_clients_send() -> None:
+    asked = {"model": "m", "messages": [], "stream": True, "stream_options": {"include_usage": True}, "n": 1, "tools": [],
+             "response_format": {}, "max_completion_tokens": 3, "user": "u", "store": False, "min_p": 0.1, "top_k": 3}  # fmt: skip
+    check(CHAT, json.dumps(asked).encode(), 8, strict=True)
+
+
+def test_a_tenants_limit_is_written_into_requests_that_name_none() -> None:
+    for body, sent in (({}, 7), ({"max_completion_tokens": 3}, 3)):
+        inbound = check(CHAT, json.dumps(body).encode(), 8, default_max_tokens=7)
+        assert json.loads(inbound.body)["max_completion_tokens"] == sent
+
+
+def test_an_inbound_request_does_not_show_its_prompt() -> None:
+    assert "payload" not in repr(check(CHAT, b'{"prompt": "secret"}', 8))

@@ -111,3 +111,19 @@ async def test_a_client_that_stops_reading_is_let_go(gateway: Gateway) -> None:
         await running.settled()
         assert await running.metric("understudy_requests_total", status="client_gone") == 1
         writer.close()
+
+
+async def test_a_client_that_reads_slowly_holds_back_the_engine(gateway: Gateway) -> None:
+    """What it has not read waits in the network's buffers and at the engine, not in the gateway."""
+    flood = b"data: " + b"x" * 200_000 + b"\n\n"
+    async with gateway(chunked([flood] * 2000)) as running:
+        writer = await half_request(running, {"stream": True})
+        await running.engine.arrived.wait()
+        sent = -1
+        while sent != running.engine.sent:
+            sent = running.engine.sent
+            await asyncio.sleep(0.3)
+        assert 0 < sent < 100_000_000
+        assert running.door.running == 1
+        writer.close()
+        await running.settled()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/chat/completions/", "/v1/files", "/docs", "/openapi.json", "/v1/load_lora_adapter"]
+    "path", ["/v1", "/v1/chat/completions/", "/v1/files", "/openapi.yaml", "/v1/load_lora_adapter"]
 )
 async def test_unknown_routes(gateway: Gateway, path: str) -> None:
     async with gateway(whole(BODY)) as running:
@@ -68,12 +68,13 @@ async def test_bodies_that_are_declared_as_something_else(gateway: Gateway) -> N
 
 
 async def test_full_house(gateway: Gateway) -> None:
-    async with gateway([HOLD], max_in_flight=1) as running:
+    async with gateway([HOLD], max_in_flight=1, max_queued=0) as running:
         writer = await half_request(running, {"stream": True})
         await running.engine.arrived.wait()
         status, headers, body = await running.post(CHAT, {"messages": []})
-        assert (status, error_of(body)["type"]) == (429, "rate_limit_error")
+        assert (status, error_of(body)["code"]) == (503, "overloaded")
         assert headers["retry-after"]
+        assert await running.metric("understudy_refusals_total", reason="overloaded") == 1
         writer.close()
         await running.settled()
 

@@ -1,0 +1,86 @@
+"""What only whoever runs the gateway sees, on a port of its own: metrics, health, status, and reading keys again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+
+from server import errors
+
+if TYPE_CHECKING:
+    from server.app import Gateway
+
+OFFERED = "GET /metrics, /health, /ready, /admin/status, /admin/canary; POST /admin/reload"
+
+
+class Admin:
+    """The routes of the admin port."""
+
+    def __init__(self, gateway: Gateway):
+        self._gateway = gateway
+
+    async def status(self, request: Request) -> Response:
+        """The gateway as it is now."""
+        gateway = self._gateway
+        return JSONResponse(
+            {
+                "phase": gateway.door.phase.value,
+                "requests": self._requests(),
+                "tenants": gateway.reception.status(),
+                "tenants_file": self._tenants_file(),
+                "engines": gateway.engines(),
+            }
+        )
+
+    async def reload(self, request: Request) -> Response:
+        """Reads the tenants file again; 422 when it is bad and the old one stays in force."""
+        access = self._gateway.access
+        if access.path is None:
+            refusal = errors.Refusal(404, "there is no tenants file to read; start with --tenants FILE", "no_file")
+            return errors.response(refusal)
+        if not access.reload():
+            return errors.response(errors.Refusal(422, str(access.refused), "bad_tenants_file"))
+        return JSONResponse({"tenants": [tenant.name for tenant in access.tenants]})
+
+    def _requests(self) -> dict[str, Any]:
+        door, admission = self._gateway.door, self._gateway.door.admission
+        return {
+            "under_way": door.running, "reading": door.reading, "at_the_engine": admission.running,
+            "queued": admission.queued, "max_in_flight": admission.max_running, "max_queued": admission.max_queued,
+            "mean_service_s": admission.service_s,
+        }  # fmt: skip
+
+    def _tenants_file(self) -> dict[str, Any] | None:
+        access = self._gateway.access
+        if access.path is None:
+            return None
+        return {"path": str(access.path), "read_at": access.loaded_at, "refused": access.refused}
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"no {request.method} {request.url.path[:200]!r} on the admin port; there are {OFFERED}"
+    return errors.response(errors.Refusal(error.status_code, message, "unknown_route"))
+
+
+def create_admin_app(gateway: Gateway) -> FastAPI:
+    """The application of the admin port, beside the gateway's own."""
+    admin = Admin(gateway)
+    handlers: dict[Any, Any] = {HTTPException: _on_http_exception, Exception: errors.on_exception}
+    app = FastAPI(
+        title="Understudy admin", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        exception_handlers=handlers,
+    )  # fmt: skip
+    seen = {
+        "/metrics": gateway.show_metrics, "/health": gateway.health, "/ready": gateway.ready,
+        "/admin/status": admin.status,
+    }  # fmt: skip
+    app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in seen.items())
+    app.router.routes.extend(gateway.watching.admin_routes())
+    app.router.routes.append(Path("/admin/reload", admin.reload, methods=["POST"]))
+    return app

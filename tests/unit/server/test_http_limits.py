@@ -1,0 +1,56 @@
+"""Headers that are too large or too slow, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.server.answers import BODY
+from tests.unit.server.conftest import Gateway, Running
+from tests.unit.server.replay import whole
+
+pytestmark = pytest.mark.anyio
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+
+
+async def answer_to(running: Running, sent: bytes) -> bytes:
+    """All that comes back until the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [HEAD + b"A: " + b"x" * 2000 + b"\r\n\r\n", HEAD + b"A: " + b"x" * 2000, HEAD + b"A: b\r\n" * 1000,
+     b"GET /" + b"x" * 2000, b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\n\r\n"],
+)  # fmt: skip
+async def test_headers_that_are_too_large(gateway: Gateway, sent: bytes) -> None:
+    async with gateway(whole(BODY), max_header_bytes=1024) as running:
+        told = await answer_to(running, sent)
+        assert told.startswith(b"HTTP/1.1 431 ")
+        assert b"headers_too_large" in told
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", HEAD])
+async def test_headers_that_do_not_come(gateway: Gateway, sent: bytes) -> None:
+    async with gateway(whole(BODY), header_timeout_s=0.1, usage_details=False) as running:
+        assert (await answer_to(running, sent)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_slow_body_or_answer_is_not_a_slow_header(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), header_timeout_s=0.1, usage_details=False) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        for _ in range(2):  # the connection is used again
+            writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            await asyncio.sleep(0.3)
+            writer.write(b"}")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            assert b" 200 " in head.splitlines()[0]
+            assert await reader.readexactly(len(BODY)) == BODY
+        writer.close()
