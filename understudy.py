@@ -187,7 +187,7 @@ def sweep(
 
     sweep, _ = read_sweep(file)
     rows = run_sweep(file)
-    render(rows, min(tokens, sweep.evaluate.num_speculative_tokens), Console())
+    render(rows, min(tokens, sweep.judge.num_speculative_tokens), Console())
     print(sweep.out / FILE)
 
 
@@ -208,7 +208,7 @@ def merge(
 
 
 @app.command()
-def evaluate(
+def judge(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     draft: Annotated[Path, typer.Argument(help="folder of the draft")],
     data: Annotated[Path, typer.Argument(help="folder that 'distill' wrote, of prompts that training did not see")],
@@ -217,9 +217,9 @@ def evaluate(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Judge a draft without an engine: overlap, agreement and acceptance lengths on the target's own answers."""
-    from drafts.evaluating import EvaluateSettings, evaluate
+    from drafts.judging import JudgeSettings, judge
 
-    evaluate(target, draft, data, out, settings_from(EvaluateSettings, config, set_))
+    judge(target, draft, data, out, settings_from(JudgeSettings, config, set_))
 
 
 @app.command()
@@ -331,7 +331,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
-    from drafts.evaluating import EvaluateSettings
+    from drafts.judging import JudgeSettings
     from drafts.measuring import MeasureSettings
     from drafts.merging import MergeSettings
     from drafts.training import RecoverSettings
@@ -341,7 +341,7 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
 
     known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "merge": MergeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
+        "merge": MergeSettings, "judge": JudgeSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
