@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drafts.distilling import DATA, DistillSettings, distill, read_data
-from drafts.judging import JudgeSettings, acceptance_lengths, judge, judged
 from drafts.examples import Example
+from drafts.judging import JudgeSettings, acceptance_lengths, judge, judged
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
 from stages.errors import InputError
