@@ -223,6 +223,25 @@ def judge(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder of a checkpoint: a target, or what came of one")],
+    out: Annotated[Path, typer.Option(help="JSON file to write: the harness's results, with ours under 'understudy'")],
+    against: Annotated[Path | None, typer.Option(help="the target's result, to say how much of it is kept")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Evaluate a model with lm-evaluation-harness: perplexity, next lines, docstrings, signatures, chat answers."""
+    from rich.console import Console
+
+    from evaluation.evaluating import evaluate
+    from evaluation.settings import EvaluateSettings
+    from evaluation.table import render
+
+    render(evaluate(model, out, settings_from(EvaluateSettings, config, set_), against), Console())
+    print(out)
+
+
+@app.command()
 def measure(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     draft: Annotated[Path, typer.Argument(help="folder of the draft")],
@@ -336,12 +355,14 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.merging import MergeSettings
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
+    from evaluation.settings import EvaluateSettings
     from pruning.settings import PruneSettings, ScoreSettings
     from server.settings import GatewaySettings
 
     known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "merge": MergeSettings, "judge": JudgeSettings, "measure": MeasureSettings, "choose": ChooseSettings,
+        "merge": MergeSettings, "judge": JudgeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings,
+        "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
