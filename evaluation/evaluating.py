@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from evaluation import harness
 from evaluation.scores import Retention, TaskScore, mean_score, retention, scored
 from evaluation.settings import EvaluateSettings
@@ -35,7 +37,7 @@ class Evaluation(Settings):
     mean_score: float | None
     target_sha256: str | None = None
     retention: Retention | None = None
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
 
     def task(self, name: str) -> TaskScore:
         """The score of one task."""

@@ -65,11 +65,13 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
 
 def local_task(harness: Any, task: LocalTask, tokenizer: Any) -> Any:
     """A local task as an object of the harness."""
-    import datasets
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
     from lm_eval.api.task import ConfigurableTask
 
     def items(**_: Any) -> Any:
-        return {task.config["test_split"]: datasets.Dataset.from_list(list(task.items))}
+        table = InMemoryTable.from_pylist(list(task.items))
+        return {task.config["test_split"]: Dataset(table, fingerprint=task.sha256[:16])}  # its own pickles all of pyarrow
 
     config = {**task.config, "custom_dataset": items}
     if task.is_chat and tokenizer.chat_template:

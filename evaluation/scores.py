@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from stages.errors import InputError
 from stages.settings import Settings
@@ -64,7 +65,7 @@ class Retention(Settings):
     plain: Ratio
     above_chance: Ratio
     bits_per_byte: Ratio | None = None
-    tasks: dict[str, Ratio] = {}
+    tasks: dict[str, Ratio] = Field(default_factory=dict)
 
 
 def percentiles(values: Values) -> tuple[float, float]:
@@ -125,9 +126,7 @@ def matched(own: Sequence[TaskScore], target: Sequence[TaskScore], source: str) 
     return pairs
 
 
-def ratio(
-    pairs: Sequence[tuple[TaskScore, TaskScore]], times: int, seed: int, above_chance: bool = False
-) -> Ratio:
+def ratio(pairs: Sequence[tuple[TaskScore, TaskScore]], times: int, seed: int, above_chance: bool = False) -> Ratio:
     """Mean score of the first over the mean score of the second; the interval draws the same items for both."""
     means = [_means(own, times, seed + number) for number, own in enumerate(pairs)]
     chances = [own.chance if above_chance else 0.0 for own, _ in pairs]

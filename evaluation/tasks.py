@@ -47,7 +47,9 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); 'python -m reference.make_tasks' makes it") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); 'python -m reference.make_tasks' makes it"
+        ) from error
     items = []
     for number, line in enumerate(lines, 1):
         try:

@@ -1,7 +1,7 @@
 """Makes the evaluation tasks' data: ``python -m reference.make_tasks`` writes reference/tasks/*.jsonl, which the YAML there reads.
 
 All items come from held-out standard-library files that no training leg has seen (checked by hash); a line or docstring that
-stands in a training file too is left out, as standard-library modules copy from each other. Wrong choices are taken from the same file
+stands in a training file too is left out, as standard-library modules copy from each other. Wrong choices are from the same file
 where it has enough, and are of similar length.
 """
 
@@ -136,7 +136,9 @@ def questions(file: SourceFile, seen: set[str]) -> list[Pair]:
 
 def wrong_answers(pair: Pair, others: Sequence[Pair], rng: random.Random) -> list[str]:
     """Three other answers: of the same kind, from the same file first, among those the ones most like it in length."""
-    distinct = {o.answer: o for o in others if o.kind == pair.kind and o.answer != pair.answer and o.question != pair.question}
+    distinct = {
+        o.answer: o for o in others if o.kind == pair.kind and o.answer != pair.answer and o.question != pair.question
+    }
     candidates = list(distinct.values())
     rng.shuffle(candidates)
     candidates.sort(key=lambda o: (o.file.name != pair.file.name, abs(len(o.answer) - len(pair.answer))))

