@@ -40,6 +40,11 @@ OutOption = Annotated[Path, typer.Option("--out", help="folder to write; replace
 
 def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str], **given: Any) -> SettingsType:
     """Settings from a YAML file, then options ``given`` that are not None, then ``key=value`` pairs; the later wins."""
+    return validate(cls, values_from(config, pairs, **given), str(config) if config else "--set")
+
+
+def values_from(config: Path | None, pairs: list[str], **given: Any) -> dict[str, Any]:
+    """What settings are made from, not checked yet; arguments as for ``settings_from``."""
     import yaml
 
     from stages.settings import read_mapping
@@ -54,7 +59,7 @@ def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str]
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {pair}: the value is not valid YAML") from error
-    return validate(cls, values, str(config) if config else "--set")
+    return values
 
 
 @app.command()
@@ -125,22 +130,32 @@ def score(
 def prune(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     out: OutOption,
+    method: Annotated[
+        str | None, typer.Option(help="depth (layers go), or cfsp, magnitude, wanda_sp, flap (FFNs become narrower)")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,
     plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of deciding anew")] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Remove layers: decide which stay (or replay a plan) and write the pruned checkpoint."""
+    """Remove layers or narrow them: decide what stays (or replay a plan) and write the pruned checkpoint."""
     from pruning.prune import prune, prune_by_plan
-    from pruning.settings import PruneSettings
+    from pruning.prune_width import prune_width
+    from pruning.settings import PruneSettings, WidthSettings, read_prune_settings
 
     if plan is not None:
-        if set_ or config or scores:
-            raise InputError("--plan already says which layers stay: leave out --set, --config and --scores")
-        made = prune_by_plan(target, plan, out)
-    else:
-        made = prune(target, out, settings_from(PruneSettings, config, set_), scores)
-    print(f"{out}: layers {list(made.kept_layers)} of {made.num_layers}")
+        if set_ or config or scores or method:
+            raise InputError("--plan already says what stays: leave out --method, --set, --config and --scores")
+        print(f"{out}: {prune_by_plan(target, plan, out).described}")
+        return
+    settings = read_prune_settings(values_from(config, set_, method=method), str(config) if config else "--set")
+    if isinstance(settings, WidthSettings):
+        if scores:
+            raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")
+        print(f"{out}: {prune_width(target, out, settings).described}")
+        return
+    assert isinstance(settings, PruneSettings)
+    print(f"{out}: {prune(target, out, settings, scores).described}")
 
 
 @app.command()
@@ -345,7 +360,7 @@ def serve(
 
 
 @app.command()
-def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, verify, serve")]) -> None:
+def settings(verb: Annotated[str, typer.Argument(help="a stage, or prune-width, compare, verify, serve")]) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
@@ -356,13 +371,13 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
     from evaluation.settings import EvaluateSettings
-    from pruning.settings import PruneSettings, ScoreSettings
+    from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
     from server.settings import GatewaySettings
 
     known: dict[str, type[Settings]] = {
-        "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "merge": MergeSettings, "judge": JudgeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings,
-        "choose": ChooseSettings,
+        "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings,
+        "distill": DistillSettings, "recover": RecoverSettings, "merge": MergeSettings, "judge": JudgeSettings,
+        "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
