@@ -163,13 +163,20 @@ def distill(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     prompts: Annotated[Path, typer.Argument(help="JSONL of training prompts")],
     out: OutOption,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="all in one mode: direct, rewrite (of the prompts' references) or reference; else the 'mixture'"
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Let the target answer the training prompts: the data its draft learns from."""
     from drafts.distilling import DistillSettings, distill
 
-    distill(target, prompts, out, settings_from(DistillSettings, config, set_))
+    mixture = {mode: 1.0} if mode else None
+    distill(target, prompts, out, settings_from(DistillSettings, config, set_, mixture=mixture))
     print(out)
 
 

@@ -10,8 +10,6 @@ from drafts.distilling import DistillSettings, distill
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
-from pruning.nuteprune.settings import NutePruneSettings
-from pruning.nuteprune.stage import prune_masks
 from pruning.prune import prune, prune_run
 from pruning.prune_width import prune_width, width_run
 from pruning.settings import PruneSettings, WidthSettings
@@ -54,17 +52,11 @@ class Workshop:
 
     def pruned(self, cell: Cell, export: Export = "ragged") -> Path:
         """The model of a cell before any recovery but NutePrune's own, which is part of it."""
-        system, _, variant = cell.method.partition(":")
+        system = cell.method.partition(":")[0]
         if system in ("depth", SCRATCH):
             return self._fewer_layers(cell)
         if system == "nuteprune":
-            settings = NutePruneSettings(
-                sparsity=cell.sparsity, teachers=variant, steps=self.grid.nuteprune_steps, export=export, seed=cell.seed,
-                calibration=(self.prompts,),
-            )  # type: ignore[arg-type]  # fmt: skip
-            folder = self._folder("nuteprune", settings)
-            prune_masks(self.target, folder, settings)
-            return folder
+            return self._masked(cell, export)
         return self._narrower(cell, export)
 
     def _fewer_layers(self, cell: Cell) -> Path:
@@ -77,14 +69,25 @@ class Workshop:
             prune(self.target, folder, settings)
         return folder
 
+    def _masked(self, cell: Cell, export: Export) -> Path:
+        from pruning.nuteprune.settings import NutePruneSettings
+        from pruning.nuteprune.stage import prune_masks
+
+        values = {
+            "sparsity": cell.sparsity, "teachers": cell.method.partition(":")[2], "steps": self.grid.nuteprune_steps,
+            "export": export, "seed": cell.seed, "calibration": (self.prompts,),
+        }  # fmt: skip
+        settings = validate(NutePruneSettings, values, cell.slug)
+        folder = self._folder("nuteprune", settings)
+        prune_masks(self.target, folder, settings)
+        return folder
+
     def _narrower(self, cell: Cell, export: Export) -> Path:
         method, _, criterion = cell.method.partition(":")
         values = {
             "method": method, "criterion": criterion or None, "sparsity": cell.sparsity, "export": export,
             "calibration": (self.prompts,), "calibration_tokens": self.grid.calibration_tokens, "seed": cell.seed,
         }  # fmt: skip
-        if method == "flap":
-            values["bias_compensation"] = False  # a Llama's down_proj has no bias to put it into
         settings = validate(WidthSettings, values, cell.slug)
         folder = self._folder("narrowed", settings)
         if not up_to_date(width_run(self.target, settings), folder):
@@ -139,7 +142,12 @@ class Workshop:
         selfdata = Cell(cell.table, "depth:selfdata", cell.sparsity, cell.recovery, cell.seed)
         spent = seconds_of(self.pruned(selfdata)) + seconds_of(self.model(selfdata))
         settings = self.training(
-            cell, from_scratch=True, tokens=10**9, max_seconds=round(spent, 1), learning_rate=0.02, adam_learning_rate=0.004
+            cell,
+            from_scratch=True,
+            tokens=10**9,
+            max_seconds=round(spent, 1),
+            learning_rate=0.02,
+            adam_learning_rate=0.004,
         )
         return self._recovered(self.pruned(selfdata), self.answers("reference", cell.seed), settings)
 

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from benchmarks.three_cost import peak_ratio, scoring_over_forward
-from benchmarks.three_grid import FULL, NONE, QUICK, Cell, Grid, cells_of, row
+from benchmarks.three_grid import FULL, QUICK, Cell, Grid, cells_of, row
 from benchmarks.three_models import ROOT, TARGET, Workshop, seconds_of
 from drafts.cells import Asking, ask_methods, blocks_of, conditions_of, rows_of
 from drafts.distilling import DistillSettings, distill
@@ -29,7 +29,6 @@ from evaluation.scores import Ratio
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER, EvaluateSettings
 from pruning.checkpoint import load_tokenizer
 from pruning.settings import WidthSettings
-from pruning.sizes import sizes_of
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
 from stages.folders import publish, write_text
@@ -50,11 +49,17 @@ def of_ratio(cell: Cell, metric: str, ratio: Ratio | None) -> Rows:
 
 def rows_of_evaluation(cell: Cell, found: Evaluation) -> Rows:
     """Scores of every task, and what is kept of the target's."""
-    scores = [row(cell, f"{s.task.removeprefix('understudy_')}:{s.metric}", s.score, s.low, s.high) for s in found.tasks]
+    scores = [
+        row(cell, f"{s.task.removeprefix('understudy_')}:{s.metric}", s.score, s.low, s.high) for s in found.tasks
+    ]
     kept = found.retention
     if kept is None:
         return scores
-    shares = (("retention", kept.plain), ("retention_above_chance", kept.above_chance), ("bits_ratio", kept.bits_per_byte))
+    shares = (
+        ("retention", kept.plain),
+        ("retention_above_chance", kept.above_chance),
+        ("bits_ratio", kept.bits_per_byte),
+    )
     return [*(line for name, ratio in shares for line in of_ratio(cell, name, ratio)), *scores]
 
 
@@ -97,7 +102,9 @@ class Measuring:
         """How far the target would follow the model as its draft, on the target's answers to validation prompts."""
         answers = self.out / "stages" / "validation-answers"
         grid = self.grid
-        settings = DistillSettings(backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens)
+        settings = DistillSettings(
+            backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens
+        )
         distill(TARGET, VALIDATION, answers, settings)
         judging = JudgeSettings(num_speculative_tokens=grid.judged_tokens)
         found = judge(TARGET, self.shop.model(cell), answers, folder / "judged.json", judging)
@@ -117,11 +124,15 @@ class Measuring:
         models = {export: self.shop.pruned(cell, export) for export in exports}  # type: ignore[arg-type]
         rows: Rows = []
         for start in range(0, len(exports), self.grid.served_at_once):
-            rows += self._served_rows(cell, {e: models[e] for e in exports[start : start + self.grid.served_at_once]}, folder)
+            rows += self._served_rows(
+                cell, {e: models[e] for e in exports[start : start + self.grid.served_at_once]}, folder
+            )
         for export, model in models.items():
             size = self.size(model)
             rows += [row(cell, f"{name}:{export}", value) for name, value in size.items()]
-            rows.append(row(cell, f"weights_mib:{export}", sum(f.stat().st_size for f in model.glob("*.safetensors")) / 2**20))
+            rows.append(
+                row(cell, f"weights_mib:{export}", sum(f.stat().st_size for f in model.glob("*.safetensors")) / 2**20)
+            )
         return rows
 
     def _served_rows(self, cell: Cell, models: dict[str, Path], folder: Path) -> Rows:
@@ -130,7 +141,9 @@ class Measuring:
             p.model_copy(update={"kind": "all"})
             for p in sample(read_prompts(VALIDATION), max(1, grid.served_prompts // 2), 0)
         ]
-        blocks = blocks_of(prompts, conditions_of(prompts, [1], [0.0]), grid.served_repeats, max(1, len(prompts) // 4), 0)
+        blocks = blocks_of(
+            prompts, conditions_of(prompts, [1], [0.0]), grid.served_repeats, max(1, len(prompts) // 4), 0
+        )
         methods = [Method("plain"), *(Method(export, model=model) for export, model in models.items())]
         how = EngineOptions(512, 2, grid.enforce_eager)
         cells = ask_methods(TARGET, methods, Asking(tuple(blocks), grid.served_tokens), folder / "engine-logs", how)
@@ -191,7 +204,15 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     """
     budgets = grid.model_dump(
         mode="json",
-        exclude={"seeds", "removed_layers", "width_sparsities", "structured_sparsities", "recovered", "recoveries", "scratch"},
+        exclude={
+            "seeds",
+            "removed_layers",
+            "width_sparsities",
+            "structured_sparsities",
+            "recovered",
+            "recoveries",
+            "scratch",
+        },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
     settings = {**budgets, "cell": cell.slug, **({"served": served} if cell.table == "speed" else {})}
@@ -240,7 +261,9 @@ def record_of(rows: Rows, failed: dict[str, str], grid: Grid) -> dict[str, Any]:
 def main(
     quick: bool = typer.Option(False, "--quick", help="one seed and small budgets: ten minutes on two cores"),
     only: list[str] = typer.Option([], help="these tables only"),
-    out: Path = typer.Option(Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"),
+    out: Path = typer.Option(
+        Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
+    ),
     file: Path | None = typer.Option(None, help="file to write; benchmarks/three_systems.json if not given"),
 ) -> None:
     """Measure all tables and write three_systems.json."""
@@ -248,13 +271,17 @@ def main(
     place = out.with_name(f"{out.name}-quick") if quick else out
     cells = [cell for cell in cells_of(grid) if not only or cell.table in only]
     if not cells:
-        raise InputError(f"--only {', '.join(only)}: no such table; depth, width, structured, acceptance, speed or cost")
+        raise InputError(
+            f"--only {', '.join(only)}: no such table; depth, width, structured, acceptance, speed or cost"
+        )
     rows, failed = run_grid(cells, grid, place, Measuring(grid, place).measure)
     target = file or PUBLISHED
     write_text(target, json.dumps(record_of(rows, failed, grid), indent=1) + "\n")
     print(f"{target}: {len(rows)} rows of {len(cells) - len(failed)} cells")
     if failed:
-        raise CheckFailed(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; run the same command again")
+        raise CheckFailed(
+            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; run the same command again"
+        )
 
 
 if __name__ == "__main__":

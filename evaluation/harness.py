@@ -13,7 +13,7 @@ from evaluation.settings import EvaluateSettings
 from evaluation.tasks import LocalTask, is_local, read_task
 from stages.errors import InputError
 from stages.hashing import value_hash
-from stages.progress import progress
+from stages.progress import Advance, progress
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "bleu")
 """Which of a task's metrics is its score: the first of these that it has, else its first."""
@@ -40,6 +40,8 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
 
     class Watched(harness.models.huggingface.HFLM):  # type: ignore[misc, name-defined]
         """Shows progress of each kind of request in place of the harness's bars."""
+
+        advance: Advance = staticmethod(lambda amount=1, note="": None)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             with progress("choices", len(requests), "answers") as self.advance:
@@ -71,7 +73,9 @@ def local_task(harness: Any, task: LocalTask, tokenizer: Any) -> Any:
 
     def items(**_: Any) -> Any:
         table = InMemoryTable.from_pylist(list(task.items))
-        return {task.config["test_split"]: Dataset(table, fingerprint=task.sha256[:16])}  # its own pickles all of pyarrow
+        return {
+            task.config["test_split"]: Dataset(table, fingerprint=task.sha256[:16])
+        }  # its own pickles all of pyarrow
 
     config = {**task.config, "custom_dataset": items}
     if task.is_chat and tokenizer.chat_template:
