@@ -135,10 +135,16 @@ def run(model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path) ->
     """
     harness = _harness()
     loaded, local = load_tasks(harness, tokenizer, settings)
-    results = harness.evaluator.evaluate(
-        lm=_language_model(harness, model, tokenizer, settings), task_dict=loaded,
-        limit=settings.limit, bootstrap_iters=settings.bootstrap, log_samples=True,
-    )  # fmt: skip
+    lm = _language_model(harness, model, tokenizer, settings)
+    try:
+        results = harness.evaluator.evaluate(
+            lm=lm, task_dict=loaded, limit=settings.limit, bootstrap_iters=settings.bootstrap, log_samples=True
+        )
+    except AssertionError as error:  # the harness's only word on an answer that does not fit
+        raise InputError(
+            f"evaluate: an answer is longer than the {lm.max_length} tokens that the model takes here; raise max_length, or "
+            "leave the task out"
+        ) from error
     samples = results.pop("samples")
     for task in local:
         results["configs"][task.config["task"]] = {**task.config, "num_fewshot": 0}

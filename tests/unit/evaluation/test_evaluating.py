@@ -11,7 +11,7 @@ from evaluation.settings import EvaluateSettings
 from stages.errors import InputError
 from tests.unit.pruning import pico
 
-SETTINGS = EvaluateSettings(limit=3, max_length=96, batch_size=4, bootstrap=100, dtype="float32")
+SETTINGS = EvaluateSettings(limit=3, max_length=640, batch_size=4, bootstrap=100, dtype="float32")
 
 
 def sample(**values: object) -> dict:
@@ -48,7 +48,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Evalua
     """A pico model, its result's file, and the result."""
     pytest.importorskip("lm_eval")
     folder = tmp_path_factory.mktemp("evaluating")
-    model = pico.save(pico.LLAMA.model(), folder / "target")
+    model = pico.save(pico.LLAMA.model(max_position_embeddings=640), folder / "target")
     return model, folder / "target.json", evaluate(model, folder / "target.json", SETTINGS)
 
 
