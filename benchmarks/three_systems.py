@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from pruning.settings import WidthSettings
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
 from stages.folders import publish, write_text
-from stages.hashing import checkpoint_hash, file_hash
+from stages.hashing import checkpoint_hash, file_hash, value_hash
 from stages.progress import log
 
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
@@ -73,12 +74,11 @@ class Measuring:
     def __init__(self, grid: Grid, out: Path):
         self.grid, self.out = grid, out
         self.shop = Workshop(grid, out)
-        self._served: dict[tuple[str, float], Rows] = {}
 
     def target_result(self) -> Path:
         """The target's own evaluation, made once for its settings."""
         settings = self.evaluation()
-        file = self.out / "target" / f"{provenance.value_hash(settings.model_dump(mode='json'))[:12]}.json"
+        file = self.out / "target" / f"{value_hash(settings.model_dump(mode='json'))[:12]}.json"
         if not file.is_file():
             evaluate(TARGET, file, settings)
         return file
@@ -221,12 +221,18 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     return provenance.Run("three-systems", settings, {"target": checkpoint_hash(TARGET), **prompts, **tasks}, cell.seed)
 
 
+def known(cell: Cell, grid: Grid, out: Path) -> Rows | None:
+    """A cell's rows where its folder is current."""
+    folder = out / "cells" / cell.slug
+    if not run_of(cell, grid).is_current(folder):
+        return None
+    return list(json.loads((folder / ROWS).read_text(encoding="utf-8")))
+
+
 def measured(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows:
-    """A cell's rows, read where its folder is current, else measured and written."""
-    run, folder = run_of(cell, grid), out / "cells" / cell.slug
-    if run.is_current(folder):
-        return list(json.loads((folder / ROWS).read_text(encoding="utf-8")))
-    with publish(folder, stage=run.stage) as partial:
+    """Measures a cell and writes its folder."""
+    run = run_of(cell, grid)
+    with publish(out / "cells" / cell.slug, stage=run.stage) as partial:
         rows = measure(cell, partial)
         write_text(partial / ROWS, json.dumps(rows, indent=1) + "\n")
         run.write(partial)
@@ -234,19 +240,26 @@ def measured(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], 
 
 
 def run_grid(
-    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]
+    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], only: Sequence[str] = ()
 ) -> tuple[Rows, dict[str, str]]:
-    """All rows, and by cell the one-line errors of those that failed."""
+    """All rows, and by cell the one-line errors of those that failed.
+
+    Args:
+        only: tables whose cells are measured; of the others' those that are current are read.
+    """
     rows: Rows = []
     failed: dict[str, str] = {}
     started = time.monotonic()
     for number, cell in enumerate(cells, 1):
-        log(f"[{number}/{len(cells)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
-        try:
-            rows += measured(cell, grid, out, measure)
-        except UnderstudyError as error:
-            failed[cell.slug] = str(error)
-            log(f"{cell.slug} failed: {error}")
+        found = known(cell, grid, out)
+        if found is None and (not only or cell.table in only):
+            log(f"[{number}/{len(cells)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
+            try:
+                found = measured(cell, grid, out, measure)
+            except UnderstudyError as error:
+                failed[cell.slug] = str(error)
+                log(f"{cell.slug} failed: {error}")
+        rows += found or []
     return rows, failed
 
 
@@ -258,26 +271,34 @@ def record_of(rows: Rows, failed: dict[str, str], grid: Grid) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def place_of(quick: bool, folder: Path) -> Path:
+    """Where the result goes: the published file, but a quick form's not over a full one's."""
+    if not quick or not PUBLISHED.is_file():
+        return PUBLISHED
+    return (
+        PUBLISHED if json.loads(PUBLISHED.read_text(encoding="utf-8"))["settings"]["quick"] else folder / PUBLISHED.name
+    )
+
+
 def main(
     quick: bool = typer.Option(False, "--quick", help="one seed and small budgets: ten minutes on two cores"),
-    only: list[str] = typer.Option([], help="these tables only"),
+    only: list[str] = typer.Option([], help="measure these tables only; repeat for more"),
     out: Path = typer.Option(
         Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
     ),
-    file: Path | None = typer.Option(None, help="file to write; benchmarks/three_systems.json if not given"),
 ) -> None:
     """Measure all tables and write three_systems.json."""
     grid = QUICK if quick else FULL
-    place = out.with_name(f"{out.name}-quick") if quick else out
-    cells = [cell for cell in cells_of(grid) if not only or cell.table in only]
-    if not cells:
+    folder = out.with_name(f"{out.name}-quick") if quick else out
+    cells = cells_of(grid)
+    if unknown := set(only) - {cell.table for cell in cells}:
         raise InputError(
-            f"--only {', '.join(only)}: no such table; depth, width, structured, acceptance, speed or cost"
+            f"--only {min(unknown)}: no such table; one of {', '.join(dict.fromkeys(c.table for c in cells))}"
         )
-    rows, failed = run_grid(cells, grid, place, Measuring(grid, place).measure)
-    target = file or PUBLISHED
-    write_text(target, json.dumps(record_of(rows, failed, grid), indent=1) + "\n")
-    print(f"{target}: {len(rows)} rows of {len(cells) - len(failed)} cells")
+    rows, failed = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only)
+    file = place_of(quick, folder)
+    write_text(file, json.dumps(record_of(rows, failed, grid), indent=1) + "\n")
+    print(f"{file}: {len(rows)} rows")
     if failed:
         raise CheckFailed(
             f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; run the same command again"
@@ -285,4 +306,8 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except UnderstudyError as error:
+        print(f"three_systems: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import three_systems
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_render import figures, same_cut
 from benchmarks.three_render import three_systems as section
-from benchmarks.three_systems import measured, record_of, run_grid, run_of
+from benchmarks.three_systems import known, measured, record_of, run_grid, run_of
 from stages.errors import EngineError
 
 CELL = Cell("width", "cfsp:paper", 0.5, NONE, 0)
@@ -59,11 +58,6 @@ class Counting:
         return [row(cell, "retention", 0.5), row(cell, "parameters_removed", 0.2)]
 
 
-@pytest.fixture(autouse=True)
-def _known_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(three_systems, "checkpoint_hash", lambda _: "target")
-
-
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     counting, cells = Counting(), models_of(QUICK)[:3]
     first, failed = run_grid(cells, QUICK, tmp_path, counting)
@@ -86,12 +80,19 @@ def test_a_failed_cell_is_named_and_tried_again_and_the_others_go_on(tmp_path: P
 
 
 def test_other_budgets_are_measured_anew_but_other_cells_change_nothing(tmp_path: Path) -> None:
+    measured(CELL, QUICK, tmp_path, Counting())
+    assert known(CELL, QUICK, tmp_path) is not None
+    assert known(CELL, QUICK.model_copy(update={"seeds": (0, 1), "width_sparsities": (0.2,)}), tmp_path) is not None
+    assert known(CELL, QUICK.model_copy(update={"tokens": 1}), tmp_path) is None
+
+
+def test_of_tables_that_are_left_out_what_is_known_stays(tmp_path: Path) -> None:
+    cells = [cell for cell in cells_of(QUICK) if cell.method == "depth:sft"]
+    run_grid(cells[:1], QUICK, tmp_path, Counting())
     counting = Counting()
-    measured(CELL, QUICK, tmp_path, counting)
-    measured(CELL, QUICK.model_copy(update={"seeds": (0, 1), "width_sparsities": (0.2,)}), tmp_path, counting)
-    assert len(counting.asked) == 1
-    measured(CELL, QUICK.model_copy(update={"tokens": 1}), tmp_path, counting)
-    assert len(counting.asked) == 2
+    rows, _ = run_grid(cells, QUICK, tmp_path, counting, only=["acceptance"])
+    assert counting.asked == [cell.slug for cell in cells if cell.table == "acceptance"]
+    assert {r["table"] for r in rows} == {"depth", "acceptance"}
 
 
 def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
