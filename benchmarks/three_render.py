@@ -135,7 +135,10 @@ def same_cut(rows: Rows) -> str:
         for key, own in figures(rows, table).items()
         if {"retention", "parameters_removed"} <= own.keys()
     ]
-    removed: Callable[[Any], float] = lambda model: model[2]["parameters_removed"].value  # noqa: E731
+
+    def removed(model: tuple[str, Key, dict[str, Figure]]) -> float:
+        return model[2]["parameters_removed"].value
+
     lines = []
     for model in sorted(models, key=lambda model: (removed(model), -model[2]["retention"].value)):
         table, key, own = model

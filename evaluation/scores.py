@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from stages.settings import Settings
 
 Values = NDArray[np.float64]
 LEVEL = 0.95
+AT_ONCE = 1 << 21
+"""Draws that are held in memory together."""
 
 
 class TaskScore(Settings):
@@ -74,16 +76,18 @@ def percentiles(values: Values) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def resamples(count: int, times: int, seed: int) -> NDArray[np.int64]:
-    """Places [times, count] of items drawn with replacement."""
-    return np.random.default_rng(seed).integers(0, count, (times, count))
+def resampled(columns: Sequence[Sequence[float]], times: int, seed: int) -> Values:
+    """Sums [columns, times] over items drawn with replacement, the same ones for all columns."""
+    values, rng = np.asarray(columns, dtype=np.float64), np.random.default_rng(seed)
+    count = values.shape[1]
+    step = max(1, AT_ONCE // count)
+    draws = (rng.integers(0, count, (min(step, times - start), count)) for start in range(0, times, step))
+    return np.concatenate([values[:, drawn].sum(2) for drawn in draws], axis=1)
 
 
 def interval(items: Sequence[float], weights: Sequence[float], times: int, seed: int) -> tuple[float, float]:
     """Bootstrap interval of a mean, or of the sum of items over the sum of weights where there are weights."""
-    drawn = resamples(len(items), times, seed)
-    sums = np.asarray(items, dtype=np.float64)[drawn].sum(1)
-    sizes = np.asarray(weights, dtype=np.float64)[drawn].sum(1) if weights else float(len(items))
+    sums, sizes = resampled([items, weights or [1.0] * len(items)], times, seed)
     return percentiles(sums / sizes)
 
 
@@ -141,12 +145,9 @@ def ratio(pairs: Sequence[tuple[TaskScore, TaskScore]], times: int, seed: int, a
 
 def _means(pair: tuple[TaskScore, TaskScore], times: int, seed: int) -> tuple[Values, Values]:
     """Resampled scores [times] of both, over the same draws of items."""
-    drawn = resamples(len(pair[0].items), times, seed)
-    found = []
-    for score in pair:
-        sums = np.asarray(score.items, dtype=np.float64)[drawn].sum(1)
-        found.append(sums / (np.asarray(score.weights)[drawn].sum(1) if score.weights else len(score.items)))
-    return found[0], found[1]
+    columns = [column for score in pair for column in (score.items, score.weights or [1.0] * len(score.items))]
+    own, sizes, target, target_sizes = resampled(columns, times, seed)
+    return own / sizes, target / target_sizes
 
 
 def retention(
@@ -162,7 +163,10 @@ def retention(
     fluent = [pair for pair in pairs if pair[0].is_perplexity]
     if not kept:
         raise InputError("retention: needs a task with a score, and there are perplexities only; add one to 'tasks'")
-    of: Callable[..., Ratio] = lambda chosen, **more: ratio(chosen, times, seed, **more)  # noqa: E731
+
+    def of(chosen: Sequence[tuple[TaskScore, TaskScore]], above_chance: bool = False) -> Ratio:
+        return ratio(chosen, times, seed, above_chance)
+
     return Retention(
         plain=of(kept), above_chance=of(kept, above_chance=True), bits_per_byte=of(fluent) if fluent else None,
         tasks={pair[0].task: of([pair]) for pair in kept},
