@@ -12,6 +12,10 @@ from stages.settings import Settings
 ScoreName = Literal["angular", "block_influence", "greedy_kl"]
 BaselineName = Literal["first", "first_and_last", "evenly_spaced", "explicit"]
 Method = Literal["angular", "block_influence", "greedy_kl", "first", "first_and_last", "evenly_spaced", "explicit"]
+WidthMethod = Literal["cfsp", "magnitude", "wanda_sp", "flap", "nuteprune"]
+Criterion = Literal["activation", "paper", "relative"]
+Export = Literal["uniform", "ragged"]
+Allocation = Literal["coarse", "uniform", "standardised"]
 Count = Annotated[int, Field(ge=1)]
 
 SCORED: tuple[str, ...] = get_args(ScoreName)
