@@ -51,6 +51,7 @@ class NutePruneSettings(Settings):
         mixed_precision: ``bf16`` multiplies matrices in bfloat16.
     """
 
+    method: Literal["nuteprune"] = "nuteprune"
     calibration: tuple[Path, ...] = ()
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.25
     teachers: Literal["numerous", "intact"] = "numerous"

@@ -52,8 +52,8 @@ class Units:
         return groups * self.group_weights + neurons * self.NEURON_WEIGHTS
 
 
-def units_of(config: Any) -> Units:
-    """Counts a target's units from its config."""
+def units_of(config: Any, hidden: bool = False) -> Units:
+    """Counts a target's units from its config; ``hidden`` when dimensions of the residual stream may go too."""
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -63,19 +63,24 @@ def units_of(config: Any) -> Units:
         neurons=config.intermediate_size,
         hidden=config.hidden_size,
         group_weights=(2 * heads // groups + 2) * head_dim,
-        plain_groups=_plain_groups(config, heads, groups),
+        plain_groups=_plain_groups(config, heads, groups, hidden),
         heads=heads,
     )
 
 
-def _plain_groups(config: Any, heads: int, groups: int) -> tuple[int, ...]:
-    """How many groups a plain model of the family can have: a Llama's hidden size must be a multiple of its query heads, and
-    a Qwen2 derives the heads' width from their number."""
-    family, per_group = family_of(config).model_type, heads // groups
-    if family == "qwen2":
+def _plain_groups(config: Any, heads: int, groups: int, hidden: bool) -> tuple[int, ...]:
+    """How many groups a plain model of the family can have.
+
+    A Llama's hidden size must be a multiple of its query heads (where it shrinks, to a multiple of the target's); some
+    families derive the heads' width from their number.
+    """
+    family = family_of(config)
+    if family.derived_head_dim:
         return (groups,)
-    allowed = [count for count in range(1, groups + 1) if family != "llama" or config.hidden_size % (count * per_group) == 0]
-    return tuple(allowed) or (groups,)
+    if family.model_type != "llama":
+        return tuple(range(1, groups + 1))
+    whole = heads if hidden else config.hidden_size
+    return tuple(count for count in range(1, groups + 1) if whole % (count * heads // groups) == 0) or (groups,)
 
 
 def expected(log_alphas: Masks, units: Units) -> Tensor:
