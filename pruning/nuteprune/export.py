@@ -31,9 +31,9 @@ def kept_rows(masks: Tensor) -> Rows:
 
 
 def smaller(values: dict[str, Any], num_hidden: int) -> dict[str, Any]:
-    """The config (as a mapping) with fewer hidden dimensions: heads keep their width, eps shrinks by D_kept / D."""
+    """The config (as a mapping) with fewer hidden dimensions: heads keep their width, eps grows by D / D_kept."""
     share = num_hidden / values["hidden_size"]
-    eps = values.get("rms_norm_eps", 1e-6) * share
+    eps = values.get("rms_norm_eps", 1e-6) / share
     return {**values, "hidden_size": num_hidden, "head_dim": head_dim(values), "rms_norm_eps": eps}
 
 
@@ -41,13 +41,12 @@ def _scaled(name: str, tensor: Tensor, share: float, family: Family) -> Tensor:
     """Undoes what a smaller D does to norms.
 
     RMSNorm over the masked D dimensions is x w / sqrt(sum x^2 / D + eps); over the D_kept that are not 0 it is the same with
-    w sqrt(D / D_kept) and eps D_kept / D. Norms of queries and keys share that eps, but not the dimensions: there the
-    projections before them shrink by sqrt(D_kept / D), which gives q / sqrt(mean q^2 + eps) as before.
+    w sqrt(D / D_kept) and eps D / D_kept. Norms of queries and keys share that eps, but not the dimensions: there the
+    projections before them grow by sqrt(D / D_kept), which gives q / sqrt(mean q^2 + eps) as before.
     """
-    if name.endswith(("layernorm.weight", f"{family.norm}.weight")):
+    before_norm = family.query_key_norm and re.search(r"\.[qk]_proj\.", name)
+    if before_norm or name.endswith(("layernorm.weight", f"{family.norm}.weight")):
         return tensor / math.sqrt(share)
-    if family.query_key_norm and re.search(r"\.[qk]_proj\.", name):
-        return tensor * math.sqrt(share)
     return tensor
 
 
