@@ -40,6 +40,11 @@ OutOption = Annotated[Path, typer.Option("--out", help="folder to write; replace
 
 def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str], **given: Any) -> SettingsType:
     """Settings from a YAML file, then options ``given`` that are not None, then ``key=value`` pairs; the later wins."""
+    return validate(cls, values_from(config, pairs, **given), str(config) if config else "--set")
+
+
+def values_from(config: Path | None, pairs: list[str], **given: Any) -> dict[str, Any]:
+    """What settings are made from, not checked yet; arguments as for ``settings_from``."""
     import yaml
 
     from stages.settings import read_mapping
@@ -54,7 +59,7 @@ def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str]
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {pair}: the value is not valid YAML") from error
-    return validate(cls, values, str(config) if config else "--set")
+    return values
 
 
 @app.command()
@@ -125,22 +130,32 @@ def score(
 def prune(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     out: OutOption,
+    method: Annotated[
+        str | None, typer.Option(help="depth (layers go), or cfsp, magnitude, wanda_sp, flap (FFNs become narrower)")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,
     plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of deciding anew")] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Remove layers: decide which stay (or replay a plan) and write the pruned checkpoint."""
+    """Remove layers or narrow them: decide what stays (or replay a plan) and write the pruned checkpoint."""
     from pruning.prune import prune, prune_by_plan
-    from pruning.settings import PruneSettings
+    from pruning.prune_width import prune_width
+    from pruning.settings import PruneSettings, WidthSettings, read_prune_settings
 
     if plan is not None:
-        if set_ or config or scores:
-            raise InputError("--plan already says which layers stay: leave out --set, --config and --scores")
-        made = prune_by_plan(target, plan, out)
-    else:
-        made = prune(target, out, settings_from(PruneSettings, config, set_), scores)
-    print(f"{out}: layers {list(made.kept_layers)} of {made.num_layers}")
+        if set_ or config or scores or method:
+            raise InputError("--plan already says what stays: leave out --method, --set, --config and --scores")
+        print(f"{out}: {prune_by_plan(target, plan, out).described}")
+        return
+    settings = read_prune_settings(values_from(config, set_, method=method), str(config) if config else "--set")
+    if isinstance(settings, WidthSettings):
+        if scores:
+            raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")
+        print(f"{out}: {prune_width(target, out, settings).described}")
+        return
+    assert isinstance(settings, PruneSettings)
+    print(f"{out}: {prune(target, out, settings, scores).described}")
 
 
 @app.command()
@@ -302,31 +317,38 @@ def verify(
 
 @app.command()
 def serve(
-    pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; optional with --engine-url")] = None,
+    pair: Annotated[
+        Path | None,
+        typer.Argument(help="folder that 'choose' wrote, or of a checkpoint alone; optional with --engine-url"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address the gateway listens on, 127.0.0.1 if not given")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="port of the gateway, 8000 if not given; 0 takes a free one")
     ] = None,
     engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
-    model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model, where no pair is given")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="of a checkpoint alone: longest prompt plus answer in tokens")
+    ] = None,
     log_file: Annotated[Path, typer.Option(help="the engine's log")] = Path("build/engine.log"),
     allow_faulty_sampling: Annotated[bool, typer.Option(help="serve even if sampling fails its check")] = False,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Start the engine with target and draft and serve both behind the gateway, until Ctrl-C or SIGTERM."""
-    from server.pair import read_pair
+    """Start the engine with target and draft, or with a model alone, and serve it behind the gateway, until Ctrl-C."""
+    from server.pair import read_served
     from server.run import serve
     from server.settings import GatewaySettings
 
     settings = settings_from(
         GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model
     )
-    serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
+    served = read_served(pair, model, max_model_len) if pair else None
+    serve(settings, served, log_file, allow_faulty_sampling)
 
 
 @app.command()
-def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, verify, serve")]) -> None:
+def settings(verb: Annotated[str, typer.Argument(help="a stage, or prune-width, compare, verify, serve")]) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
@@ -336,11 +358,12 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, veri
     from drafts.merging import MergeSettings
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
-    from pruning.settings import PruneSettings, ScoreSettings
+    from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
     from server.settings import GatewaySettings
 
     known: dict[str, type[Settings]] = {
-        "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
+        "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings,
+        "distill": DistillSettings, "recover": RecoverSettings,
         "merge": MergeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip

@@ -92,6 +92,11 @@ class DepthPlan(Plan):
         """Indices of the layers that go."""
         return tuple(layer for layer in range(self.num_layers) if layer not in self.kept_layers)
 
+    @property
+    def described(self) -> str:
+        """What stays, in words."""
+        return f"layers {list(self.kept_layers)} of {self.num_layers}"
+
     def check_same_parts(self, other: Plan, source: str, other_source: str, advice: str) -> None:
         """Refuses another plan that keeps other layers, or other channels of them.
 
@@ -175,6 +180,20 @@ class WidthPlan(Plan):
     def widths(self) -> list[int]:
         """Channels that stay, by layer."""
         return [len(row) for row in self.kept_channels]
+
+    @property
+    def described(self) -> str:
+        """What stays, in words."""
+        low, high = min(self.widths), max(self.widths)
+        widths = f"{low}" if low == high else f"{low} to {high}"
+        heads = (
+            "" if self.kept_groups is None else f", {sum(map(len, self.kept_groups))} of {self._all_groups} head groups"
+        )
+        return f"{widths} of {self.num_channels} FFN channels in each of {self.num_layers} layers{heads}"
+
+    @property
+    def _all_groups(self) -> int:
+        return self.num_layers * (self.num_groups or 0)
 
     def check_same_parts(self, other: Plan, source: str, other_source: str, advice: str) -> None:
         """Refuses another plan that keeps other channels or groups.
