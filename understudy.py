@@ -343,27 +343,34 @@ def verify(
 
 @app.command()
 def serve(
-    pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; optional with --engine-url")] = None,
+    pair: Annotated[
+        Path | None,
+        typer.Argument(help="folder that 'choose' wrote, or of a checkpoint alone; optional with --engine-url"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address the gateway listens on, 127.0.0.1 if not given")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="port of the gateway, 8000 if not given; 0 takes a free one")
     ] = None,
     engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
-    model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model, where no pair is given")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="of a checkpoint alone: longest prompt plus answer in tokens")
+    ] = None,
     log_file: Annotated[Path, typer.Option(help="the engine's log")] = Path("build/engine.log"),
     allow_faulty_sampling: Annotated[bool, typer.Option(help="serve even if sampling fails its check")] = False,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Start the engine with target and draft and serve both behind the gateway, until Ctrl-C or SIGTERM."""
-    from server.pair import read_pair
+    """Start the engine with target and draft, or with a model alone, and serve it behind the gateway, until Ctrl-C."""
+    from server.pair import read_served
     from server.run import serve
     from server.settings import GatewaySettings
 
     settings = settings_from(
         GatewaySettings, config, set_, host=host, port=port, engine_url=engine_url, served_model_name=model
     )
-    serve(settings, read_pair(pair) if pair else None, log_file, allow_faulty_sampling)
+    served = read_served(pair, model, max_model_len) if pair else None
+    serve(settings, served, log_file, allow_faulty_sampling)
 
 
 @app.command()
