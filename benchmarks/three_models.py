@@ -10,6 +10,8 @@ from drafts.distilling import DistillSettings, distill
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
+from pruning.nuteprune.settings import NutePruneSettings
+from pruning.nuteprune.stage import prune_masks
 from pruning.prune import prune, prune_run
 from pruning.prune_width import prune_width, width_run
 from pruning.settings import PruneSettings, WidthSettings
@@ -70,9 +72,6 @@ class Workshop:
         return folder
 
     def _masked(self, cell: Cell, export: Export) -> Path:
-        from pruning.nuteprune.settings import NutePruneSettings
-        from pruning.nuteprune.stage import prune_masks
-
         values = {
             "sparsity": cell.sparsity, "teachers": cell.method.partition(":")[2], "steps": self.grid.nuteprune_steps,
             "export": export, "seed": cell.seed, "calibration": (self.prompts,),
