@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ BITS_PER_NAT = 1 / math.log(2)
 def _harness() -> Any:
     """The package, or one line on how to get it."""
     try:
+        import lm_eval.api.task
         import lm_eval.evaluator
         import lm_eval.models.huggingface
         import lm_eval.tasks
+        from tqdm import tqdm
     except ImportError as error:
         raise InputError(
             f"evaluate: lm-evaluation-harness cannot be imported ({error}); install it with 'make setup-evaluation'"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # a bar for each task's requests, which are made in no time
     return lm_eval
 
 

@@ -30,7 +30,7 @@ class EvaluateSettings(Settings):
     task_folder: Path = Field(default=TASK_FOLDER, exclude=True)
     limit: int | None = Field(default=200, ge=2)
     num_fewshot: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=512, ge=16)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
