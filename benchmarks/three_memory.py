@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+from pruning import calibration, checkpoint
 from pruning.nuteprune import text
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.stage import prune_masks
-
-from pruning import calibration, checkpoint
 
 
 def finetune(target: Path, settings: NutePruneSettings) -> None:
@@ -47,7 +47,7 @@ def peak_bytes() -> int:
 
 def main(what: str, target: str, prompts: str, steps: str) -> None:
     """Prints the peak of one of both beyond what it began with."""
-    settings = NutePruneSettings(calibration=(Path(prompts),), steps=max(2, int(steps)))
+    settings = NutePruneSettings(calibration=(Path(prompts),), steps=max(2, int(steps)), mixed_precision="no")
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as folder:
         if what == "nuteprune":

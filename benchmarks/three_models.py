@@ -1,4 +1,7 @@
-"""Makes the models of `make results-three-systems` with the product's own stages; a stage that several cells share is made once."""
+"""Makes the models of `make results-three-systems` with the product's own stages; a stage that several cells share is made once.
+
+All training and scoring is in float32, which every processor is quick at.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,7 @@ class Workshop:
         settings = PruneSettings(
             method=self.grid.depth_method, remove=round(cell.sparsity * self.grid.num_layers),
             calibration=(self.prompts,), calibration_tokens=min(self.grid.calibration_tokens, 16384), seed=cell.seed,
+            dtype="float32",
         )  # type: ignore[arg-type]  # fmt: skip
         folder = self._folder("pruned", settings)
         if not up_to_date(prune_run(self.target, settings), folder):
@@ -74,7 +78,7 @@ class Workshop:
     def _masked(self, cell: Cell, export: Export) -> Path:
         values = {
             "sparsity": cell.sparsity, "teachers": cell.method.partition(":")[2], "steps": self.grid.nuteprune_steps,
-            "export": export, "seed": cell.seed, "calibration": (self.prompts,),
+            "export": export, "seed": cell.seed, "calibration": (self.prompts,), "mixed_precision": "no",
         }  # fmt: skip
         settings = validate(NutePruneSettings, values, cell.slug)
         folder = self._folder("nuteprune", settings)
@@ -86,6 +90,7 @@ class Workshop:
         values = {
             "method": method, "criterion": criterion or None, "sparsity": cell.sparsity, "export": export,
             "calibration": (self.prompts,), "calibration_tokens": self.grid.calibration_tokens, "seed": cell.seed,
+            "dtype": "float32",
         }  # fmt: skip
         settings = validate(WidthSettings, values, cell.slug)
         folder = self._folder("narrowed", settings)
@@ -98,7 +103,7 @@ class Workshop:
         grid = self.grid
         values: dict[str, Any] = {
             "kl_weight": 0.0, "ce_weight": 1.0, "tokens": grid.tokens, "batch_tokens": grid.batch_tokens,
-            "learning_rate": 0.005, "adam_learning_rate": 0.001, "seed": cell.seed, **changes,
+            "learning_rate": 0.005, "adam_learning_rate": 0.001, "seed": cell.seed, "mixed_precision": "no", **changes,
         }  # fmt: skip
         return RecoverSettings(**values)
 

@@ -166,7 +166,8 @@ class Measuring:
         if model != pruned:
             rows.append(row(cell, "recover_s", seconds_of(model)))
         if cell.method.startswith("cfsp"):
-            settings = WidthSettings(calibration=(self.shop.prompts,), calibration_tokens=self.grid.calibration_tokens)
+            text = {"calibration": (self.shop.prompts,), "calibration_tokens": self.grid.calibration_tokens}
+            settings = WidthSettings(**text, dtype="float32")
             ratios = scoring_over_forward(TARGET, settings, self.grid.cost_repeats)
             rows.append(row(cell, "scoring_over_forward", statistics.median(ratios), min(ratios), max(ratios)))
         if cell.method == "nuteprune:numerous":

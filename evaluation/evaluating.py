@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from evaluation import harness
@@ -52,6 +53,12 @@ def read_evaluation(path: Path) -> Evaluation:
     return validate(Evaluation, found[OURS], str(path))
 
 
+def _dtype(settings: EvaluateSettings) -> str:
+    """The type behind ``auto``; see the settings."""
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return "float32" if settings.dtype == "auto" and on_cpu else settings.dtype
+
+
 def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against: Path | None = None) -> Evaluation:
     """Evaluates a checkpoint and writes ``out`` (JSON).
 
@@ -66,7 +73,7 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
     target = read_evaluation(against) if against else None
     sha256 = checkpoint_hash(model_folder)
     run = provenance.Run("evaluate", settings.model_dump(mode="json"), {"model": sha256}, settings.seed)
-    model, tokenizer = load_target(model_folder, settings.dtype, settings.device)
+    model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)
     results, samples = harness.run(model, tokenizer, settings, model_folder)
     scores = tuple(
         scored(task=name, times=settings.bootstrap, seed=settings.seed, **harness.items_of(found))

@@ -29,20 +29,20 @@ def _harness() -> Any:
         import lm_eval.evaluator
         import lm_eval.models.huggingface
         import lm_eval.tasks
-        from tqdm import tqdm
     except ImportError as error:
         raise InputError(
             f"evaluate: lm-evaluation-harness cannot be imported ({error}); install it with 'make setup-evaluation'"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # a bar for each task's requests, which are made in no time
+    # its bars for each task's requests, which are made in no time
+    lm_eval.api.task.tqdm = partial(lm_eval.api.task.tqdm, disable=True)
     return lm_eval
 
 
 def _language_model(harness: Any, model: Any, tokenizer: Any, settings: EvaluateSettings) -> Any:
     """The model as the harness wants it, with our progress."""
 
-    class Watched(harness.models.huggingface.HFLM):  # type: ignore[misc, name-defined]
+    class Watched(harness.models.huggingface.HFLM):
         """Shows progress of each kind of request in place of the harness's bars."""
 
         advance: Advance = staticmethod(lambda amount=1, note="": None)

@@ -22,7 +22,7 @@ class EvaluateSettings(Settings):
         limit: items of each local task, a seeded sample; a public task's first ones. All when not given.
         num_fewshot: examples shown before each item of a public task; the task's own number when not given.
         max_length: longest context and answer together, in tokens; longer ones lose their beginning.
-        dtype: ``auto`` is the type that the weights are stored in.
+        dtype: ``auto`` is the type that the weights are stored in on GPUs, and float32 on CPUs, where bfloat16 takes longer.
         bootstrap: resamples that the 95 % intervals are made from.
     """
 
