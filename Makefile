@@ -3,6 +3,8 @@
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
+# make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes)
+#                             → benchmarks/three_systems.json, RESULTS.md
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM → benchmarks/gateway.json, RESULTS.md
 # make check    ruff, mypy, import contract
 
@@ -10,6 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EVALUATION_STAMP := $(VENV)/.installed-evaluation
 DEV_STAMP := $(VENV)/.installed-dev
 BUILD := build/reference
 PROMPTS := reference/prompts
@@ -20,7 +23,8 @@ PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
-.PHONY: demo test test-build test-serving serve compiled results results-draft bench-gateway check setup setup-dev setup-suffix clean
+.PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
+	check setup setup-dev setup-suffix setup-evaluation clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -58,6 +62,10 @@ results-draft: setup-suffix compiled
 	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
 
+results-three-systems: setup-evaluation
+	$(PRELOAD) $(BIN)/python -m benchmarks.three_systems $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.render
+
 # Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.
 setup-suffix: setup
 	-$(BIN)/python -c 'import arctic_inference' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps arctic-inference==0.1.1
@@ -85,6 +93,7 @@ check: setup-dev
 	$(BIN)/lint-imports
 
 setup: $(STAMP)
+setup-evaluation: $(EVALUATION_STAMP)
 setup-dev: $(DEV_STAMP)
 
 $(BIN)/python:
@@ -100,6 +109,10 @@ $(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
 
 $(DEV_STAMP): $(STAMP) requirements/dev.txt
 	$(PIP) --requirement requirements/dev.txt
+	touch $@
+
+$(EVALUATION_STAMP): $(STAMP) requirements/evaluation.txt
+	$(PIP) --requirement requirements/evaluation.txt
 	touch $@
 
 clean:

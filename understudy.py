@@ -41,6 +41,11 @@ OutOption = Annotated[Path, typer.Option("--out", help="folder to write; replace
 
 def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str], **given: Any) -> SettingsType:
     """Settings from a YAML file, then options ``given`` that are not None, then ``key=value`` pairs; the later wins."""
+    return validate(cls, values_from(config, pairs, **given), str(config) if config else "--set")
+
+
+def values_from(config: Path | None, pairs: list[str], **given: Any) -> dict[str, Any]:
+    """What settings are made from, not checked yet; arguments as for ``settings_from``."""
     import yaml
 
     from stages.settings import read_mapping
@@ -55,7 +60,7 @@ def settings_from(cls: type[SettingsType], config: Path | None, pairs: list[str]
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"--set {pair}: the value is not valid YAML") from error
-    return validate(cls, values, str(config) if config else "--set")
+    return values
 
 
 @app.command()
@@ -126,22 +131,32 @@ def score(
 def prune(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     out: OutOption,
+    method: Annotated[
+        str | None, typer.Option(help="depth (layers go), or cfsp, magnitude, wanda_sp, flap (FFNs become narrower)")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,
     plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of deciding anew")] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Remove layers: decide which stay (or replay a plan) and write the pruned checkpoint."""
+    """Remove layers or narrow them: decide what stays (or replay a plan) and write the pruned checkpoint."""
     from pruning.prune import prune, prune_by_plan
-    from pruning.settings import PruneSettings
+    from pruning.prune_width import prune_width
+    from pruning.settings import PruneSettings, WidthSettings, read_prune_settings
 
     if plan is not None:
-        if set_ or config or scores:
-            raise InputError("--plan already says which layers stay: leave out --set, --config and --scores")
-        made = prune_by_plan(target, plan, out)
-    else:
-        made = prune(target, out, settings_from(PruneSettings, config, set_), scores)
-    print(f"{out}: layers {list(made.kept_layers)} of {made.num_layers}")
+        if set_ or config or scores or method:
+            raise InputError("--plan already says what stays: leave out --method, --set, --config and --scores")
+        print(f"{out}: {prune_by_plan(target, plan, out).described}")
+        return
+    settings = read_prune_settings(values_from(config, set_, method=method), str(config) if config else "--set")
+    if isinstance(settings, WidthSettings):
+        if scores:
+            raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")
+        print(f"{out}: {prune_width(target, out, settings).described}")
+        return
+    assert isinstance(settings, PruneSettings)
+    print(f"{out}: {prune(target, out, settings, scores).described}")
 
 
 @app.command()
@@ -149,13 +164,20 @@ def distill(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     prompts: Annotated[Path, typer.Argument(help="JSONL of training prompts")],
     out: OutOption,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="all in one mode: direct, rewrite (of the prompts' references) or reference; else the 'mixture'"
+        ),
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Let the target answer the training prompts: the data its draft learns from."""
     from drafts.distilling import DistillSettings, distill
 
-    distill(target, prompts, out, settings_from(DistillSettings, config, set_))
+    mixture = {mode: 1.0} if mode else None
+    distill(target, prompts, out, settings_from(DistillSettings, config, set_, mixture=mixture))
     print(out)
 
 
@@ -188,7 +210,7 @@ def sweep(
 
     sweep, _ = read_sweep(file)
     rows = run_sweep(file)
-    render(rows, min(tokens, sweep.evaluate.num_speculative_tokens), Console())
+    render(rows, min(tokens, sweep.judge.num_speculative_tokens), Console())
     print(sweep.out / FILE)
 
 
@@ -209,7 +231,7 @@ def merge(
 
 
 @app.command()
-def evaluate(
+def judge(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     draft: Annotated[Path, typer.Argument(help="folder of the draft")],
     data: Annotated[Path, typer.Argument(help="folder that 'distill' wrote, of prompts that training did not see")],
@@ -218,9 +240,28 @@ def evaluate(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Judge a draft without an engine: overlap, agreement and acceptance lengths on the target's own answers."""
-    from drafts.evaluating import EvaluateSettings, evaluate
+    from drafts.judging import JudgeSettings, judge
 
-    evaluate(target, draft, data, out, settings_from(EvaluateSettings, config, set_))
+    judge(target, draft, data, out, settings_from(JudgeSettings, config, set_))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder of a checkpoint: a target, or what came of one")],
+    out: Annotated[Path, typer.Option(help="JSON file to write: the harness's results, with ours under 'understudy'")],
+    against: Annotated[Path | None, typer.Option(help="the target's result, to say how much of it is kept")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Evaluate a model with lm-evaluation-harness: perplexity, next lines, docstrings, signatures, chat answers."""
+    from rich.console import Console
+
+    from evaluation.evaluating import evaluate
+    from evaluation.settings import EvaluateSettings
+    from evaluation.table import render
+
+    render(evaluate(model, out, settings_from(EvaluateSettings, config, set_), against), Console())
+    print(out)
 
 
 @app.command()
@@ -303,13 +344,19 @@ def verify(
 
 @app.command()
 def serve(
-    pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; optional with --engine-url")] = None,
+    pair: Annotated[
+        Path | None,
+        typer.Argument(help="folder that 'choose' wrote, or of a checkpoint alone; optional with --engine-url"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address the gateway listens on, 127.0.0.1 if not given")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="port of the gateway, 8000 if not given; 0 takes a free one")
     ] = None,
     engine_url: Annotated[str | None, typer.Option(help="a vLLM that runs elsewhere; none is started then")] = None,
-    model: Annotated[str | None, typer.Option(help="name of the model at --engine-url, where no pair is given")] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model, where no pair is given")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=16, help="of a checkpoint alone: longest prompt plus answer in tokens")
+    ] = None,
     tenants: Annotated[
         Path | None, typer.Option(help="YAML file of tenants, their keys and limits; or its text in UNDERSTUDY_TENANTS")
     ] = None,
@@ -322,9 +369,9 @@ def serve(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Start the engine with target and draft and serve both behind the gateway, until Ctrl-C or SIGTERM."""
+    """Start the engine with target and draft, or with a model alone, and serve it behind the gateway, until Ctrl-C."""
     from server.access import SOURCE
-    from server.pair import read_pair
+    from server.pair import read_served
     from server.run import serve
     from server.settings import GatewaySettings
 
@@ -334,7 +381,8 @@ def serve(
             tenants_file=tenants, tenants=os.environ.get(SOURCE) or None, admin_port=admin_port,
         ).resolved(os.environ)  # fmt: skip
 
-    serve(read(), read_pair(pair) if pair else None, log_file, allow_faulty_sampling, reread=read)
+    served = read_served(pair, model, max_model_len) if pair else None
+    serve(read(), served, log_file, allow_faulty_sampling, reread=read)
 
 
 @app.command()
@@ -370,22 +418,24 @@ def key(
 
 
 @app.command()
-def settings(verb: Annotated[str, typer.Argument(help="a stage, or compare, verify, serve")]) -> None:
+def settings(verb: Annotated[str, typer.Argument(help="a stage, or prune-width, compare, verify, serve")]) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
-    from drafts.evaluating import EvaluateSettings
+    from drafts.judging import JudgeSettings
     from drafts.measuring import MeasureSettings
     from drafts.merging import MergeSettings
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
-    from pruning.settings import PruneSettings, ScoreSettings
+    from evaluation.settings import EvaluateSettings
+    from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
     from server.settings import GatewaySettings
 
     known: dict[str, type[Settings]] = {
-        "score": ScoreSettings, "prune": PruneSettings, "distill": DistillSettings, "recover": RecoverSettings,
-        "merge": MergeSettings, "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
+        "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings,
+        "distill": DistillSettings, "recover": RecoverSettings, "merge": MergeSettings, "judge": JudgeSettings,
+        "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.three_render import three_systems
 from drafts.table import HEADS, in_order, table_cells
 from stages.folders import write_text
 
@@ -173,11 +174,20 @@ def gateway(record: dict[str, Any]) -> str:
     )
 
 
+SECTIONS = {
+    "reference.json": reference,
+    "draft.json": levers,
+    "three_systems.json": three_systems,
+    "gateway.json": gateway,
+}
+"""What makes the section of each measured file."""
+
+
 def main() -> None:
     """Renders every section whose file is there."""
     sections = [
         section(json.loads((FOLDER / name).read_text(encoding="utf-8")))
-        for name, section in (("reference.json", reference), ("draft.json", levers), ("gateway.json", gateway))
+        for name, section in SECTIONS.items()
         if (FOLDER / name).is_file()
     ]
     write_text(

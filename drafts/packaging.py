@@ -36,7 +36,7 @@ def model_card(target: Path, draft: Path, record: dict[str, Any]) -> str:
     position, figures = run.get("position", {}), record["figures"]
     lines = [
         f"# Draft of `{target.name}`", "",
-        f"Layers {list(plan.kept_layers)} of {plan.num_layers} of the target (chosen by `{plan.method}`), then trained on "
+        f"{plan.described[0].upper()}{plan.described[1:]} of the target (chosen by `{plan.method}`), then trained on "
         "the target's own answers. It serves as draft model for speculative decoding of that target and no other: "
         f"target checkpoint SHA-256 `{record['target_sha256']}`.", "",
         "| | |", "|---|---|",

@@ -1,6 +1,6 @@
 """Levers side by side: one recipe, varied; every variant trained on the same budget and judged on the same answers.
 
-A stage that several variants share is made once. Judged without an engine (``evaluating``), so that a busy machine does not
+A stage that several variants share is made once. Judged without an engine (``judging``), so that a busy machine does not
 change the order; what the best ones gain when served is for ``measure`` and ``compare`` to say.
 """
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from drafts.building import Recipe, check_recipe, read_recipe
 from drafts.distilling import DistillSettings, distill
-from drafts.evaluating import EvaluateSettings, Figures, evaluate
+from drafts.judging import Figures, JudgeSettings, judge
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
@@ -77,7 +77,7 @@ class Sweep(Settings):
     levers: dict[str, Lever] = Field(min_length=1)
     recover: dict[str, Any] = Field(default_factory=dict)
     answers: DistillSettings = DistillSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    judge: JudgeSettings = JudgeSettings()
 
 
 SPENT = ("train_seconds", "train_tokens")
@@ -216,7 +216,7 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
         else:
             drafts[name] = stages.draft(continued(varied(recipe, name, lever), drafts.get(lever.after or "")))
         link(drafts[name], sweep.out / "drafts" / slug(name))
-        figures = evaluate(recipe.target, drafts[name], answers, None, sweep.evaluate)
+        figures = judge(recipe.target, drafts[name], answers, None, sweep.judge)
         row = row_of(name, lever, drafts[name], figures)
         before = next((found for found in rows if found["lever"] == lever.after), None)
         rows.append(row if before is None else {**row, **{key: before[key] + row[key] for key in SPENT}})

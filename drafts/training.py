@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from drafts.examples import Batch, Example, batches
+from drafts.lora import LoraRanks, add_lora, importance_of, layer_ranks
 from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
 from drafts.muon import Float32Muon
 from drafts.parallel import (
@@ -31,6 +32,7 @@ from drafts.parallel import (
 )
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, quickly_computed
+from pruning.plan import load_plan
 from stages.errors import InputError
 from stages.folders import storage_errors
 from stages.processor import multiplies_bfloat16
@@ -58,6 +60,8 @@ class RecoverSettings(Settings):
         parallel_keep: share of the mask positions of one depth that the next depth keeps (conditional drop).
         parallel_weight: weight of a mask position's loss: ``reach``, the chance that verification gets that far, or ``even``.
         method: ``full`` trains all weights, ``lora`` low-rank matrices of rank ``lora_rank`` that are merged at the end.
+        lora_ranks: ``uniform``, or by the importance that CFSP gave the layers: ``important_first`` gives important layers more,
+            ``pruned_first`` those that lost most; the mean rank is ``lora_rank``.
         mixed_precision: ``auto`` is bf16 on GPUs and on processors that have products of bfloat16.
         teacher_cache_gib: memory for the target's final hidden states.
         check_share: share of the prompts kept out of training to report overlap and agreement on.
@@ -77,6 +81,7 @@ class RecoverSettings(Settings):
     parallel_weight: Literal["reach", "even"] = "reach"
     method: Literal["full", "lora"] = "full"
     lora_rank: int = Field(default=16, ge=1)
+    lora_ranks: LoraRanks = "uniform"
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(default=0.01, gt=0)
     adam_learning_rate: float = Field(default=0.002, gt=0)
@@ -94,6 +99,13 @@ class RecoverSettings(Settings):
         """Refuses two places to begin at."""
         if self.start is not None and self.from_scratch:
             raise ValueError("start and from_scratch exclude each other: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_are_of_lora(self) -> Self:
+        """Refuses ranks where nothing has one."""
+        if self.lora_ranks != "uniform" and self.method != "lora":
+            raise ValueError(f"lora_ranks {self.lora_ranks!r} needs method lora, given method {self.method!r}")
         return self
 
     @model_validator(mode="after")
@@ -172,17 +184,6 @@ def make_optimizers(model: nn.Module, settings: RecoverSettings) -> list[torch.o
         muon(inner, lr=settings.learning_rate, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=settings.adam_learning_rate, weight_decay=0.0),
     ]
-
-
-def add_lora(model: Any, rank: int, token: int | None = None) -> Any:
-    """Wraps the model with LoRA on all linear layers but the head; base weights are frozen, but for the embedding of ``token``."""
-    from peft import LoraConfig, get_peft_model
-
-    tokens = None if token is None else [token]
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", trainable_token_indices=tokens
-    )
-    return get_peft_model(model, config)
 
 
 @torch.no_grad()
@@ -265,7 +266,8 @@ class Trainer:
             if not hasattr(model.config, CONFIG_KEY):
                 mean_embedding(model, self.mask_token)
         if settings.method == "lora":
-            model = add_lora(model, settings.lora_rank, self.mask_token)
+            ranks = layer_ranks(settings.lora_rank, settings.lora_ranks, importance_of(load_plan(pruned)), str(pruned))
+            model = add_lora(model, settings.lora_rank, self.mask_token, ranks)
         self.needs_teacher = settings.judges_by_logits
         teacher, _ = load_target(target, device="auto")  # over all GPUs where there are several
         self.stored_dtype = teacher.dtype

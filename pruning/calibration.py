@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pruning.settings import CalibrationSettings
+from pruning.settings import TextSettings
 from stages.errors import InputError
 from stages.hashing import value_hash
 
@@ -142,7 +142,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> Batch:
     return Batch(ids, mask)
 
 
-def take(samples: Sequence[Sample], tokenizer: Any, num_tokens: int, settings: CalibrationSettings) -> Calibration:
+def take(samples: Sequence[Sample], tokenizer: Any, num_tokens: int, settings: TextSettings) -> Calibration:
     """Takes samples in an order given by the seed until there are ``num_tokens`` tokens; the last one is cut to fit.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.errors import InputError
@@ -30,6 +30,10 @@ class Family:
     output_bias: bool | str = False
     mlp_bias: bool | str = False
     query_key_norm: bool = False
+    ragged: bool = False
+    """Whether each layer has a shape of its own (``pruning.ragged``)."""
+    derived_head_dim: bool = False
+    """Whether engines compute head_dim as hidden_size / heads, whatever config.json says."""
 
     def layers_of(self, model: Any) -> Any:
         """The model's list of decoder layers (an ``nn.ModuleList``)."""
@@ -58,14 +62,26 @@ FAMILIES: dict[str, Family] = {
         ),
         Family("MistralForCausalLM", "mistral"),
         Family("MinistralForCausalLM", "ministral"),  # what transformers makes of a Mistral with layer_types
-        Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True),
+        Family("Qwen2ForCausalLM", "qwen2", qkv_bias=True, derived_head_dim=True),
         Family(
             "Qwen3ForCausalLM", "qwen3", qkv_bias="attention_bias", output_bias="attention_bias", query_key_norm=True
         ),
     )
 }
 
-_BY_TYPE = {family.model_type: family for family in FAMILIES.values()}
+RAGGED_TYPE, RAGGED_ARCHITECTURE = "understudy_ragged_", "UnderstudyRagged"
+"""What stands before a family's names in the config.json of a model whose layers have shapes of their own."""
+
+
+def ragged_family(family: Family) -> Family:
+    """The same family with layers of different shapes."""
+    architecture, model_type = RAGGED_ARCHITECTURE + family.architecture, RAGGED_TYPE + family.model_type
+    return replace(family, architecture=architecture, model_type=model_type, ragged=True)
+
+
+_RAGGED = [ragged_family(family) for family in FAMILIES.values()]
+_BY_NAME = {family.architecture: family for family in (*FAMILIES.values(), *_RAGGED)}
+_BY_TYPE = {family.model_type: family for family in _BY_NAME.values()}
 
 
 def family_of(config: Any, source: str = "target") -> Family:
@@ -76,7 +92,7 @@ def family_of(config: Any, source: str = "target") -> Family:
     """
     values = config if isinstance(config, dict) else config.to_dict()
     named = (values.get("architectures") or [None])[0]
-    family = FAMILIES.get(named) if named else _BY_TYPE.get(values.get("model_type", ""))
+    family = _BY_NAME.get(named) if named else _BY_TYPE.get(values.get("model_type", ""))
     if family is None:
         name = named or values.get("model_type") or "none given"
         raise InputError(f"{source}: unknown architecture {name}; known are {', '.join(FAMILIES)}")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pruning import calibration, checkpoint, plan, scores, selection, width
+from pruning.export import write_width
 from pruning.families import family_of
 from pruning.measured import FILE as SCORES_FILE
 from pruning.measured import Scores, load_scores
-from pruning.plan import DepthPlan, load_plan
+from pruning.plan import AnyPlan, DepthPlan, WidthPlan, load_plan
 from pruning.settings import SCORED, CalibrationSettings, PruneSettings, ScoreSettings
 from stages.errors import InputError
 from stages.folders import publish, write_text
@@ -19,7 +20,7 @@ from stages.progress import progress
 from stages.provenance import Run
 
 
-def _inputs(target: Path, files: Sequence[Path], **named: Path | None) -> dict[str, str]:
+def inputs_of(target: Path, files: Sequence[Path], **named: Path | None) -> dict[str, str]:
     """Hashes of what a stage reads: the target's content, and each file's."""
     checkpoint.load_config(target)  # its refusals are clearer than the hash's
     found = {"target": checkpoint_hash(target)}
@@ -39,12 +40,12 @@ def _file_in(path: Path | None, name: str) -> Path | None:
 
 def score_run(target: Path, files: Sequence[Path], settings: ScoreSettings) -> Run:
     """The identity of a ``score``, to ask whether a finished folder is current."""
-    return Run("score", settings.model_dump(mode="json"), _inputs(target, files), settings.seed)
+    return Run("score", settings.model_dump(mode="json"), inputs_of(target, files), settings.seed)
 
 
 def prune_run(target: Path, settings: PruneSettings, scores_path: Path | None = None) -> Run:
     """The identity of a ``prune``, to ask whether a finished folder is current."""
-    inputs = _inputs(target, settings.calibration, scores=_file_in(scores_path, SCORES_FILE))
+    inputs = inputs_of(target, settings.calibration, scores=_file_in(scores_path, SCORES_FILE))
     return Run("prune", settings.model_dump(mode="json"), inputs, settings.seed)
 
 
@@ -141,7 +142,7 @@ def _scores_for(target: Path, sha256: str, settings: PruneSettings, path: Path |
     return found
 
 
-def _channels(target: Path, settings: PruneSettings, kept_layers: Sequence[int]) -> width.Channels | None:
+def _channels(target: Path, settings: PruneSettings, kept_layers: Sequence[int]) -> plan.Rows | None:
     """The channels that stay in the MLPs of the kept layers, by the target's activations; None where all stay."""
     if settings.mlp_width is None:
         return None
@@ -206,13 +207,17 @@ def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | 
     return _write(target, made, measured, run, out)
 
 
-def prune_by_plan(target: Path, plan_path: Path, out: Path) -> DepthPlan:
+def prune_by_plan(target: Path, plan_path: Path, out: Path) -> AnyPlan:
     """Stage: carries out an existing plan (its file, or a folder that holds one); same plan, same weights.
 
     Raises:
         InputError: a plan for another target, or one that cannot be read; StorageError: ``out`` cannot be written.
     """
     made = load_plan(plan_path)
-    inputs = _inputs(target, (), plan=_file_in(plan_path, plan.FILE))
+    inputs = inputs_of(target, (), plan=_file_in(plan_path, plan.FILE))
     made.check_target(inputs["target"], str(plan_path))
-    return _write(target, made, None, Run("prune", {"plan": made.model_dump(mode="json")}, inputs), out)
+    run = Run("prune", {"plan": made.model_dump(mode="json")}, inputs)
+    if isinstance(made, WidthPlan):
+        write_width(target, made, run, out)
+        return made
+    return _write(target, made, None, run, out)

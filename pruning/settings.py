@@ -7,24 +7,27 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from stages.settings import Settings
+from stages.errors import InputError
+from stages.settings import Settings, validate
 
 ScoreName = Literal["angular", "block_influence", "greedy_kl"]
 BaselineName = Literal["first", "first_and_last", "evenly_spaced", "explicit"]
 Method = Literal["angular", "block_influence", "greedy_kl", "first", "first_and_last", "evenly_spaced", "explicit"]
+WidthMethod = Literal["cfsp", "magnitude", "wanda_sp", "flap", "nuteprune"]
+Criterion = Literal["activation", "paper", "relative"]
+Export = Literal["uniform", "ragged"]
+Allocation = Literal["coarse", "uniform", "standardised"]
 Count = Annotated[int, Field(ge=1)]
 
 SCORED: tuple[str, ...] = get_args(ScoreName)
 """Methods that need calibration text; the others look at the number of layers only."""
 
 
-class CalibrationSettings(Settings):
+class TextSettings(Settings):
     """How much calibration text is read, and how the target runs over it."""
 
     calibration_tokens: Count = 4096
-    """Tokens of calibration text for the angular distance and Block Influence."""
-    greedy_tokens: Count = 1024
-    """Tokens for the greedy removal, which runs about L^2/2 forward passes over them."""
+    """Tokens of calibration text."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
     """Longest sample in tokens; longer ones are cut."""
     batch_size: Count = 8
@@ -34,6 +37,13 @@ class CalibrationSettings(Settings):
     """``auto`` takes a GPU where there is one, else the CPU; or any name torch knows."""
     seed: int = 0
     """Decides which calibration samples are taken when there are more than needed."""
+
+
+class CalibrationSettings(TextSettings):
+    """The same for scores of layers."""
+
+    greedy_tokens: Count = 1024
+    """Tokens for the greedy removal, which runs about L^2/2 forward passes over them."""
 
 
 class ScoreSettings(CalibrationSettings):
@@ -84,3 +94,70 @@ class PruneSettings(CalibrationSettings):
         if self.layers is not None:
             return len(self.layers)
         return num_layers - self.remove if self.remove is not None else self.keep or 0
+
+
+class WidthSettings(TextSettings):
+    """Settings of the stage that narrows FFNs; every layer stays."""
+
+    method: Literal["cfsp", "magnitude", "wanda_sp", "flap"] = "cfsp"
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the FFNs' channels that goes."""
+    criterion: Criterion | None = None
+    """What cfsp ranks the channels of a layer by; None: activation. The other methods have one each."""
+    allocation: Allocation | None = None
+    """How the layers share the sparsity: ``coarse`` (cfsp's), ``standardised`` (flap's) or ``uniform`` (the others'); None:
+    the method's own."""
+    alpha: Annotated[float, Field(ge=0)] = 13.1
+    """Steepness of the coarse allocation; 0 is uniform."""
+    round_to: Count = 8
+    """Widths are multiples of this: 128 for large models on GPUs, 1 to 32 for small ones."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """How far the sparsity that the rounding leaves may be from the one asked for."""
+    export: Export = "uniform"
+    """``uniform``: the mean width in every layer, a plain model; ``ragged``: each layer its own, for our model class."""
+    bias_compensation: bool = True
+    """Whether flap adds the mean of what it removes to the bias of down_proj; needs a family with biases in its FFNs."""
+    calibration_tokens: Count = 32768
+    """Tokens of calibration text; the paper of cfsp takes 131,072."""
+    calibration: tuple[Path, ...] = ()
+    """Texts (.jsonl records or plain text)."""
+
+    @model_validator(mode="after")
+    def _criterion_is_for_cfsp(self) -> Self:
+        """Refuses a criterion for a method that has one of its own."""
+        if self.criterion is not None and self.method != "cfsp":
+            raise ValueError(f"criterion {self.criterion!r} is one of cfsp's; method {self.method!r} has its own")
+        return self
+
+    @property
+    def ranked_by(self) -> str:
+        """Name of what ranks the channels of a layer."""
+        return (self.criterion or "activation") if self.method == "cfsp" else self.method
+
+    @property
+    def allocated_by(self) -> str:
+        """Name of the allocation."""
+        return self.allocation or {"cfsp": "coarse", "flap": "standardised"}.get(self.method, "uniform")
+
+
+DEPTH = "depth"
+"""What the command calls the methods that remove layers, where it leaves the choice among them to their settings."""
+
+PRUNE_SETTINGS: dict[str, type[Settings]] = {
+    **dict.fromkeys((DEPTH, *get_args(Method)), PruneSettings),
+    **dict.fromkeys(get_args(WidthSettings.model_fields["method"].annotation), WidthSettings),
+}
+"""The settings of each method of ``prune``."""
+
+
+def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
+    """Settings of whichever method ``values`` name; layers are removed where they name none.
+
+    Raises:
+        InputError: an unknown method, with the known ones; or what the method's settings refuse.
+    """
+    method = values.get("method", DEPTH)
+    if method not in PRUNE_SETTINGS:
+        raise InputError(f"{source}: method {method!r} is unknown; one of {', '.join(PRUNE_SETTINGS)}")
+    given = {key: value for key, value in values.items() if (key, value) != ("method", DEPTH)}
+    return validate(PRUNE_SETTINGS[method], given, source)

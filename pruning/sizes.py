@@ -11,7 +11,7 @@ from pruning.families import Family, family_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters.
+    """Numbers of parameters; ``layers`` are those of all decoder layers.
 
     ``lm_head`` is 0 where it shares the embeddings' weights; its multiplications are done all the same
     (``lm_head_work``).
@@ -19,7 +19,7 @@ class Sizes:
 
     num_layers: int
     embeddings: int
-    per_layer: int
+    layers: int
     final_norm: int
     lm_head: int
     lm_head_work: int
@@ -27,12 +27,17 @@ class Sizes:
     @property
     def total(self) -> int:
         """All parameters, shared ones counted once."""
-        return self.embeddings + self.num_layers * self.per_layer + self.final_norm + self.lm_head
+        return self.embeddings + self.layers + self.final_norm + self.lm_head
 
     @property
     def work(self) -> int:
         """Weights that one token is multiplied with: layers and lm_head, no embeddings. Twice this is its FLOPs."""
-        return self.num_layers * self.per_layer + self.final_norm + self.lm_head_work
+        return self.layers + self.final_norm + self.lm_head_work
+
+    @property
+    def per_layer(self) -> float:
+        """Parameters of one layer; on average where they differ."""
+        return self.layers / self.num_layers
 
     def bytes(self, bytes_per_parameter: int = 2) -> int:
         """Size of the weights; two bytes a parameter for bf16."""
@@ -44,13 +49,29 @@ def _has(bias: bool | str, config: Any) -> bool:
     return bias if isinstance(bias, bool) else bool(getattr(config, bias, False))
 
 
-def _attention(config: Any, family: Family) -> int:
+def _attention(config: Any, family: Family, layer: int) -> int:
     """Parameters of one layer's attention: q, k, v, o, their biases, and the query and key norms."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or hidden // heads
-    query, key = heads * head, (config.num_key_value_heads or heads) * head
+    hidden, all_heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // all_heads
+    heads = _of_layer(config, "layer_attention_heads", layer, all_heads)
+    query = heads * head
+    key = _of_layer(config, "layer_key_value_heads", layer, config.num_key_value_heads or all_heads) * head
     biases = _has(family.qkv_bias, config) * (query + 2 * key) + _has(family.output_bias, config) * hidden
     return 2 * hidden * query + 2 * hidden * key + biases + family.query_key_norm * 2 * head
+
+
+def _of_layer(config: Any, key: str, layer: int, otherwise: int) -> int:
+    """One layer's entry of a ragged config's list; where there is none, what all layers have."""
+    values = getattr(config, key, None)
+    return otherwise if values is None else int(values[layer])
+
+
+def _layer(config: Any, family: Family, layer: int, mlp_width: int | None) -> int:
+    """Parameters of one decoder layer."""
+    hidden = config.hidden_size
+    width = mlp_width or _of_layer(config, "layer_intermediate_sizes", layer, config.intermediate_size)
+    mlp = 3 * hidden * width + _has(family.mlp_bias, config) * (2 * width + hidden)
+    return _attention(config, family, layer) + mlp + 2 * hidden
 
 
 def sizes(config: Any, kept_layers: Sequence[int] | None = None, mlp_width: int | None = None) -> Sizes:
@@ -62,14 +83,13 @@ def sizes(config: Any, kept_layers: Sequence[int] | None = None, mlp_width: int 
         mlp_width: channels of every MLP that stay; None for all.
     """
     family = family_of(config)
-    hidden, width = config.hidden_size, mlp_width or config.intermediate_size
-    mlp = 3 * hidden * width + _has(family.mlp_bias, config) * (2 * width + hidden)
-    embeddings = config.vocab_size * hidden
+    kept = range(config.num_hidden_layers) if kept_layers is None else kept_layers
+    embeddings = config.vocab_size * config.hidden_size
     return Sizes(
-        num_layers=config.num_hidden_layers if kept_layers is None else len(kept_layers),
+        num_layers=len(kept),
         embeddings=embeddings,
-        per_layer=_attention(config, family) + mlp + 2 * hidden,
-        final_norm=hidden,
+        layers=sum(_layer(config, family, layer, mlp_width) for layer in kept),
+        final_norm=config.hidden_size,
         lm_head=0 if config.tie_word_embeddings else embeddings,
         lm_head_work=embeddings,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+import pruning.ragged.model  # noqa: F401 (registers ragged models)
 from pruning import selection
 from pruning.families import cut_config, family_of
 from stages.errors import InputError

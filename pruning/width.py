@@ -1,26 +1,27 @@
-"""Narrower MLPs: which channels of each layer stay, told by what they add on calibration text, and the model of those only.
+"""Narrower layers: the model with only some channels of its MLPs and some groups of its heads.
 
-A channel of an MLP is one product silu(gate) * up: a row of ``gate_proj`` and of ``up_proj``, a column of ``down_proj``. All
-layers keep the same number of them, because engines expect one ``intermediate_size``.
+A channel of an MLP is one product silu(gate) * up: a row of ``gate_proj`` and of ``up_proj``, a column of ``down_proj``. A
+group of heads is one key-value head and the query heads that read it: rows of q, k and v, columns of o.
+``channel_scores`` and ``strongest`` choose channels for drafts, equally many in every layer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.calibration import Batch
 from pruning.families import family_of
+from pruning.plan import Rows, WidthPlan
+from pruning.ragged.config import RAGGED
+from pruning.shapes import check_uniform, head_dim, narrow_config, num_groups
 from pruning.surgery import build, fill
 from stages.errors import InputError
 from stages.progress import Advance
-
-Channels = tuple[tuple[int, ...], ...]
-"""For each layer the channels that stay, ascending."""
 
 
 def check_width(config: Any, width: int) -> None:
@@ -29,6 +30,7 @@ def check_width(config: Any, width: int) -> None:
     Raises:
         InputError: with the allowed range.
     """
+    check_uniform(config, "mlp_width")
     if not 1 <= width < config.intermediate_size:
         raise InputError(
             f"mlp_width must be from 1 to {config.intermediate_size - 1} (the target's MLPs have {config.intermediate_size} "
@@ -72,28 +74,87 @@ def channel_scores(
     return found / max(num_tokens, 1) * norms
 
 
-def strongest(scores: torch.Tensor, width: int) -> Channels:
+def strongest(scores: torch.Tensor, width: int) -> Rows:
     """The ``width`` channels of each layer with the highest scores [layers, channels]; of equal ones the first."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     return tuple(tuple(sorted(row[:width].tolist())) for row in order)
 
 
-def narrow(model: PreTrainedModel, kept_channels: Channels) -> PreTrainedModel:
-    """A new model with only ``kept_channels`` in its MLPs; the given model stays as it is."""
-    family = family_of(model.config)
-    pattern = re.compile(re.escape(family.layers) + r"\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)")
+def _rows(indices: Sequence[int], size: int) -> torch.Tensor:
+    """The rows of a matrix that belong to parts of ``size`` rows each."""
+    return (torch.tensor(indices)[:, None] * size + torch.arange(size)).flatten()
+
+
+def _chosen(
+    part: str, channels: Sequence[int], groups: Sequence[int] | None, head: int, readers: int
+) -> torch.Tensor | None:
+    """Which rows (for o and down: columns) of a projection stay; None for all."""
+    if part in ("gate", "up", "down"):
+        return torch.tensor(channels)
+    if groups is None:
+        return None
+    return _rows(groups, head if part in ("k", "v") else head * readers)
+
+
+def _cut(model: PreTrainedModel, kept_channels: Rows, kept_groups: Rows | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's weights with only the kept rows and columns."""
+    values = model.config.to_dict()
+    head, readers = head_dim(values), values["num_attention_heads"] // num_groups(values)
+    pattern = re.compile(re.escape(family_of(values).layers) + r"\.(\d+)\.(?:mlp|self_attn)\.(\w+)_proj\.(weight|bias)")
+    for name, tensor in model.state_dict().items():
+        match = pattern.fullmatch(name)
+        if match is not None and not (match[2] in ("down", "o") and match[3] == "bias"):
+            layer = int(match[1])
+            groups = None if kept_groups is None else kept_groups[layer]
+            chosen = _chosen(match[2], kept_channels[layer], groups, head, readers)
+            if chosen is not None:
+                tensor = tensor.index_select(1 if match[2] in ("down", "o") else 0, chosen.to(tensor.device))
+        yield name, tensor
+
+
+def _with_bias(
+    tensors: Iterable[tuple[str, torch.Tensor]], empty: PreTrainedModel, down_bias: Sequence[Sequence[float]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights with ``down_bias`` [layers][hidden] added, and zeros for biases that only the new model has."""
+    layers, found = family_of(empty.config).layers, dict(tensors)
+    for name, place in empty.state_dict().items():
+        if name.endswith("_proj.bias") and ".mlp." in name:
+            found.setdefault(name, torch.zeros_like(place))
+    for index, values in enumerate(down_bias):
+        name = f"{layers}.{index}.mlp.down_proj.bias"
+        found[name] = (found[name].double() + torch.tensor(values, dtype=torch.float64)).to(found[name].dtype)
+    yield from found.items()
+
+
+def carry_out(model: PreTrainedModel, plan: WidthPlan) -> PreTrainedModel:
+    """A new model of only what a plan keeps; the given model stays as it is.
+
+    Raises:
+        InputError: the plan does not fit the model, or no plain model has its shape.
+    """
+    config_class = type(model.config) if plan.export == "uniform" else RAGGED[type(model.config)]
+    values = narrow_config(model.config.to_dict(), plan)
+    return _filled(model, config_class.from_dict(values), plan.kept_channels, plan.kept_groups, plan.down_bias)
+
+
+def narrow(model: PreTrainedModel, kept_channels: Rows) -> PreTrainedModel:
+    """A new model with only ``kept_channels``, equally many, in its MLPs; the given model stays as it is."""
     config = type(model.config).from_dict({**model.config.to_dict(), "intermediate_size": len(kept_channels[0])})
+    return _filled(model, config, kept_channels)
+
+
+def _filled(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    kept_channels: Rows,
+    kept_groups: Rows | None = None,
+    down_bias: Sequence[Sequence[float]] | None = None,
+) -> PreTrainedModel:
+    """A model of this config with the kept weights of ``model`` in it."""
     config._attn_implementation = model.config._attn_implementation
     narrowed = build(config, model.dtype)
-
-    def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        match = pattern.fullmatch(name)
-        if match is None or match.groups()[1:] == ("down", "bias"):
-            return tensor
-        chosen = torch.tensor(kept_channels[int(match[1])], device=tensor.device)
-        return tensor.index_select(1 if match[2] == "down" else 0, chosen)
-
+    tensors = _cut(model, kept_channels, kept_groups)
     with torch.no_grad():
-        fill(narrowed, ((name, cut(name, tensor)) for name, tensor in model.state_dict().items()))
+        fill(narrowed, tensors if down_bias is None else _with_bias(tensors, narrowed, down_bias))
     narrowed.generation_config = model.generation_config
     return narrowed.to(model.device)

@@ -14,7 +14,7 @@ MIN_DOC_CHARS = 30
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _signature(node: Function) -> str:
+def signature_of(node: Function) -> str:
     """The ``def`` line of a function, without decorators or body."""
     prefix = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
@@ -32,12 +32,12 @@ def _body_source(node: Function, lines: list[str]) -> str | None:
     return "\n".join(dedented[:start] + dedented[end + 1 :])
 
 
-def _first_sentence(doc: str) -> str:
+def first_sentence(doc: str) -> str:
     """The first paragraph of a docstring on one line."""
     return " ".join(doc.strip().split("\n\n")[0].split())
 
 
-def _functions(file: SourceFile) -> Iterator[tuple[str, Function, str]]:
+def documented_functions(file: SourceFile) -> Iterator[tuple[str, Function, str]]:
     """Yields (qualified name, node, docstring) of every documented function in the file."""
     module = file.name.removesuffix(".py").removeprefix("stdlib/").removesuffix("/__init__").replace("/", ".")
 
@@ -55,9 +55,9 @@ def _functions(file: SourceFile) -> Iterator[tuple[str, Function, str]]:
 
 def _pairs_of(name: str, node: Function, doc: str, lines: list[str]) -> list[tuple[str, str]]:
     """All (question, answer) pairs that one documented function gives."""
-    signature = _signature(node)
+    signature = signature_of(node)
     body = _body_source(node, lines)
-    summary = _first_sentence(doc)
+    summary = first_sentence(doc)
     pairs = [
         (f"What does `{name}` do?\n\n```python\n{signature}\n```", summary),
         (f"Write the docstring for this function.\n\n```python\n{signature}\n```", doc),
@@ -80,7 +80,7 @@ def chat_pairs(files: list[SourceFile], pairs_per_function: int = 2) -> list[dic
     records = []
     for file in files:
         lines = file.text.splitlines()
-        for name, node, doc in _functions(file):
+        for name, node, doc in documented_functions(file):
             pairs = [p for p in _pairs_of(name, node, doc, lines) if len(p[1]) <= MAX_ANSWER_CHARS]
             pairs.sort(key=lambda pair: hashlib.sha256((name + pair[0]).encode()).digest())
             records += [{"source": file.name, "question": q, "answer": a} for q, a in pairs[:pairs_per_function]]

@@ -208,3 +208,32 @@ def read_pair(path: Path) -> Pair:
         _check_together(target, draft, serving, source) if draft.is_dir() else None
         _check_folder("draft", serving.draft, draft, source)
     return Pair(file=file, serving=serving, target=target, draft=draft)
+
+
+def read_served(path: Path, name: str | None = None, max_model_len: int | None = None) -> Pair:
+    """What ``serve`` is given: a pair, or a checkpoint of its own (a pruned model, a target), served without a draft.
+
+    Args:
+        path: as for ``read_pair``, or a folder with config.json and no serving.json.
+        name: what clients call a checkpoint; None: its folder's name.
+        max_model_len: longest prompt plus answer of a checkpoint in tokens; None: as long as its config allows.
+
+    Raises:
+        InputError: as ``read_pair``; no checkpoint; a length for a pair, or none that the config allows.
+    """
+    if not path.is_dir() or (path / FILE).exists() or not (path / "config.json").is_file():
+        if max_model_len is not None:
+            raise InputError(
+                f"{path}: is a pair, whose serving.json says how long prompts may be: leave --max-model-len out"
+            )
+        return read_pair(path)
+    folder = path.resolve()
+    longest = _read_object(folder / "config.json", "a checkpoint").get("max_position_embeddings")
+    if max_model_len is None and not isinstance(longest, int):
+        raise InputError(f"{path}: its config.json has no max_position_embeddings; give --max-model-len")
+    target = Checkpoint(path=folder, sha256=checkpoint_hash(folder), tokenizer_sha256=tokenizer_hash(folder))
+    serving = ServingFile(
+        schema_version=1, served_model_name=name or folder.name, target=target, max_model_len=max_model_len or longest,
+        reason="a checkpoint without a draft",
+    )  # fmt: skip
+    return Pair(file=folder / "config.json", serving=serving, target=folder, draft=None)

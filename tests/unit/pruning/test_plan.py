@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pruning.plan import DepthPlan, load_plan
+from pruning.plan import DepthPlan, WidthPlan, load_plan
 from stages.errors import InputError
 
 VALUES = {"target_sha256": "ab" * 32, "architecture": "LlamaForCausalLM", "num_layers": 4, "method": "first_and_last"}
@@ -52,3 +52,54 @@ def test_a_plan_for_another_target_is_refused():
     plan.check_target("ab" * 32)
     with pytest.raises(InputError, match="made for the target abababababab, not for cdcdcdcdcdcd"):
         plan.check_target("cd" * 32, "target")
+
+
+WIDTH = {
+    **VALUES, "num_layers": 2, "kind": "width", "method": "cfsp", "criterion": "paper", "export": "ragged", "sparsity": 0.5,
+    "realised_sparsity": 0.5, "num_channels": 4, "num_groups": 2, "kept_channels": [[0, 1], [3]], "kept_groups": [[0], [0, 1]],
+    "importance": [0.4, 0.6],
+}  # fmt: skip
+
+
+def test_a_width_plan_loads_back_equal_and_names_what_stays(tmp_path):
+    plan = WidthPlan(**WIDTH)
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path) == plan
+    assert (plan.widths, plan.kept_layers) == ([2, 1], (0, 1))
+    assert plan.described == "1 to 2 of 4 FFN channels in each of 2 layers, 3 of 4 head groups"
+    with pytest.raises(InputError, match="made for the target"):
+        plan.check_target("cd" * 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"kept_channels": [[0, 1], []]},
+            "kept_channels of layer 1 must be ascending indices from 0 to 3, at least one",
+        ),
+        ({"kept_channels": [[0, 1], [4]]}, "kept_channels of layer 1"),
+        ({"kept_channels": [[0, 1]]}, "one row for each of the 2 layers"),
+        ({"kept_groups": [[], [0]]}, "kept_groups of layer 0"),
+        ({"num_groups": None}, "kept_groups must have one row"),
+        ({"export": "uniform"}, "equally many in every layer"),
+        ({"sparsity": 1.0}, "'sparsity'"),
+        ({"importance": [0.5]}, "importance must have one entry for each of the 2 layers"),
+    ],
+)
+def test_impossible_widths_are_refused(tmp_path, changes, said):
+    (tmp_path / "plan.json").write_text(json.dumps({**WIDTH, **changes}))
+    with pytest.raises(InputError, match=said):
+        load_plan(tmp_path)
+
+
+def test_only_the_same_parts_belong_together():
+    plan, depth = WidthPlan(**WIDTH), DepthPlan(**VALUES, kept_layers=(0, 1))
+    plan.check_same_parts(WidthPlan(**WIDTH), "a", "b", "no")
+    with pytest.raises(InputError, match="a: keeps other channels of the FFNs than b; merge others"):
+        plan.check_same_parts(WidthPlan(**{**WIDTH, "kept_channels": [[0, 2], [3]]}), "a", "b", "merge others")
+    with pytest.raises(InputError, match="keeps other heads"):
+        plan.check_same_parts(WidthPlan(**{**WIDTH, "kept_groups": [[1], [0, 1]]}), "a", "b", "merge others")
+    for one, other in ((plan, depth), (depth, plan)):
+        with pytest.raises(InputError, match=r"a: was .* width plan"):
+            one.check_same_parts(other, "a", "b", "no")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.pair import read_pair
+from server.pair import read_pair, read_served
 from stages.errors import InputError
 from stages.hashing import checkpoint_hash, tokenizer_hash
 
@@ -124,3 +124,21 @@ def test_a_draft_that_was_made_for_another_target(serving: dict[str, Any], write
     (tmp_path / "build" / "draft" / "understudy.json").write_text('{"target_sha256": "abc"}')
     with pytest.raises(InputError, match="made for another target"):
         read_pair(write(serving))
+
+
+def test_a_checkpoint_alone_is_served_without_a_draft(serving: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    folder = tmp_path / "pruned"
+    checkpoint(folder, b"p")
+    with pytest.raises(InputError, match="no max_position_embeddings; give --max-model-len"):
+        read_served(folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 8, "max_position_embeddings": 64}))
+    alone = read_served(folder)
+    assert (alone.target, alone.draft, alone.speculative_config, alone.draft_name) == (folder, None, None, None)
+    assert (alone.serving.served_model_name, alone.serving.max_model_len) == ("pruned", 64)
+    assert read_served(folder, "mine", 32).serving.served_model_name == "mine"
+    pair = write(serving)
+    assert read_served(pair) == read_pair(pair)
+    with pytest.raises(InputError, match="is a pair, .* leave --max-model-len out"):
+        read_served(pair, max_model_len=32)
+    with pytest.raises(InputError, match=r"serving\.json: no such file"):
+        read_served(tmp_path)

@@ -31,7 +31,7 @@ from stages.progress import log, progress
 from stages.settings import Settings
 
 
-class EvaluateSettings(Settings):
+class JudgeSettings(Settings):
     """How a draft is judged.
 
     Attributes:
@@ -111,7 +111,7 @@ def acceptance_lengths(accepted: Sequence[Chances], most: int, seed: int) -> tup
 
 
 @torch.no_grad()
-def judged(target: Any, draft: Any, examples: Sequence[Example], settings: EvaluateSettings) -> list[Judged]:
+def judged(target: Any, draft: Any, examples: Sequence[Example], settings: JudgeSettings) -> list[Judged]:
     """The answer positions of every example."""
     teacher = Teacher(target, 0)
     decoder, head = decoder_and_head(draft.eval())
@@ -131,7 +131,7 @@ def judged(target: Any, draft: Any, examples: Sequence[Example], settings: Evalu
 
 @torch.no_grad()
 def judged_in_one_pass(
-    target: Any, draft: Any, examples: Sequence[Example], token: int, settings: EvaluateSettings
+    target: Any, draft: Any, examples: Sequence[Example], token: int, settings: JudgeSettings
 ) -> list[tuple[Tensor, Tensor]]:
     """Overlaps and agreements [T, K] of every example: at each answer position, the K tokens that one pass proposes from there."""
     teacher, student = Teacher(target, 0), Student(draft.eval())
@@ -151,7 +151,7 @@ def judged_in_one_pass(
     return [(overlaps, agrees) for overlaps, agrees in found]
 
 
-def evaluate(target: Path, draft: Path, data: Path, out: Path | None, settings: EvaluateSettings) -> list[Figures]:
+def judge(target: Path, draft: Path, data: Path, out: Path | None, settings: JudgeSettings) -> list[Figures]:
     """Judges a draft on answers that 'distill' wrote for prompts it was not trained on; writes ``out`` (JSON) if given.
 
     Raises:

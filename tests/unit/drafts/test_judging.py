@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from drafts.distilling import DATA, DistillSettings, distill, read_data
-from drafts.evaluating import EvaluateSettings, acceptance_lengths, evaluate, judged
 from drafts.examples import Example
+from drafts.judging import JudgeSettings, acceptance_lengths, judge, judged
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
 from stages.errors import InputError
@@ -35,7 +35,7 @@ def test_an_even_chance_gives_the_geometric_length() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("evaluating")
+    folder = tmp_path_factory.mktemp("judging")
     target = pico.save(pico.LLAMA.model(), folder / "target")
     prompts = folder / "prompts.jsonl"
     lines = [{"kind": kind, "prompt": f"{kind} {i}"} for i in range(6) for kind in ("code", "chat")]
@@ -56,7 +56,7 @@ def greedy_answers(made: dict[str, Path], tokenizer: Any, kind: str) -> Iterator
 
 
 def test_the_target_is_a_perfect_draft_of_itself(made: dict[str, Path], tmp_path: Path) -> None:
-    found = evaluate(made["target"], made["target"], made["data"], tmp_path / "e.json", EvaluateSettings())
+    found = judge(made["target"], made["target"], made["data"], tmp_path / "e.json", JudgeSettings())
     assert {f.kind for f in found} == {"code", "chat"}
     for figures in found:
         assert figures.overlap == pytest.approx(1.0, abs=1e-5)
@@ -71,14 +71,14 @@ def test_hits_are_the_answers_own_tokens(made: dict[str, Path]) -> None:
     for _ in range(4):
         tokens.append(int(target(torch.tensor([tokens])).logits[0, -1].argmax()))
     other = [*tokens[:-1], tokens[-1] ^ 1]
-    own, changed = judged(target, target, [Example(tuple(t), 3) for t in (tokens, other)], EvaluateSettings())
+    own, changed = judged(target, target, [Example(tuple(t), 3) for t in (tokens, other)], JudgeSettings())
     assert own.hits.tolist() == own.agrees.tolist() == changed.agrees.tolist() == [1, 1, 1, 1]
     assert changed.hits.tolist() == [1, 1, 1, 0]
 
 
 def test_greedy_lengths_are_those_of_a_real_run(made: dict[str, Path]) -> None:
     """Against a loop that drafts token by token with transformers and lets the target judge."""
-    found = evaluate(made["target"], made["pruned"], made["data"], None, EvaluateSettings(num_speculative_tokens=3))
+    found = judge(made["target"], made["pruned"], made["data"], None, JudgeSettings(num_speculative_tokens=3))
     target, tokenizer = load_target(made["target"], dtype="float32")
     draft = load_model(made["pruned"], dtype="float32")
     for figures in (f for f in found if f.temperature == 0):
@@ -104,8 +104,8 @@ def test_greedy_lengths_in_one_pass_are_those_of_a_real_run(made: dict[str, Path
     folder = tmp_path / "parallel"
     shutil.copytree(made["target"], folder)  # the target itself: it is right first, and lost at masks
     pico.edit_config(folder, pard_token=mask)
-    settings = EvaluateSettings(num_speculative_tokens=3)
-    found = {(f.kind, f.temperature): f for f in evaluate(made["target"], folder, made["data"], None, settings)}
+    settings = JudgeSettings(num_speculative_tokens=3)
+    found = {(f.kind, f.temperature): f for f in judge(made["target"], folder, made["data"], None, settings)}
     target, tokenizer = load_target(made["target"], dtype="float32")
     for kind in ("code", "chat"):
         tokens = steps = 0
@@ -129,4 +129,4 @@ def test_greedy_lengths_in_one_pass_are_those_of_a_real_run(made: dict[str, Path
 
 def test_no_answers_are_refused(made: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no answers there"):
-        evaluate(made["target"], made["pruned"], tmp_path, None, EvaluateSettings())
+        judge(made["target"], made["pruned"], tmp_path, None, JudgeSettings())

@@ -1,0 +1,164 @@
+"""Makes the models of `make results-three-systems` with the product's own stages; a stage that several cells share is made once.
+
+All training and scoring is in float32, which every processor is quick at.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.three_grid import NONE, SCRATCH, Cell, Grid
+from drafts.distilling import DistillSettings, distill
+from drafts.merging import MergeSettings, merge
+from drafts.recovery import recover
+from drafts.training import RecoverSettings
+from pruning.nuteprune.settings import NutePruneSettings
+from pruning.nuteprune.stage import prune_masks
+from pruning.prune import prune, prune_run
+from pruning.prune_width import prune_width, width_run
+from pruning.settings import PruneSettings, WidthSettings
+from stages.errors import InputError
+from stages.hashing import value_hash
+from stages.provenance import read, up_to_date
+from stages.settings import Settings, validate
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "reference" / "target"
+TRAIN = ROOT / "reference" / "prompts" / "train.jsonl"
+
+Export = Literal["uniform", "ragged"]
+
+
+class Workshop:
+    """Folders of stages by what they are made from.
+
+    Args:
+        out: the run's folder; stages go to ``out/stages``.
+    """
+
+    def __init__(self, grid: Grid, out: Path, target: Path = TARGET, prompts: Path = TRAIN):
+        self.grid, self.target, self.prompts, self._out = grid, target, prompts, out / "stages"
+
+    def _folder(self, stage: str, *made_from: Any) -> Path:
+        parts = [part.model_dump_json() if isinstance(part, Settings) else str(part) for part in made_from]
+        return self._out / f"{stage}-{value_hash(parts)[:12]}"
+
+    def answers(self, mode: str, seed: int, kind: str | None = None) -> Path:
+        """Training data: ``direct``, the target's own answers, or ``reference``, the corpus itself."""
+        grid = self.grid
+        settings = DistillSettings(
+            backend="transformers", max_prompts=grid.answers, max_tokens=grid.answer_tokens, seed=seed,
+            mixture={mode: 1.0}, kinds=None if kind is None else (kind,),  # type: ignore[dict-item]
+        )  # fmt: skip
+        folder = self._folder("data", settings)
+        distill(self.target, self.prompts, folder, settings)
+        return folder
+
+    def pruned(self, cell: Cell, export: Export = "ragged") -> Path:
+        """The model of a cell before any recovery but NutePrune's own, which is part of it."""
+        system = cell.method.partition(":")[0]
+        if system in ("depth", SCRATCH):
+            return self._fewer_layers(cell)
+        if system == "nuteprune":
+            return self._masked(cell, export)
+        return self._narrower(cell, export)
+
+    def _fewer_layers(self, cell: Cell) -> Path:
+        settings = PruneSettings(
+            method=self.grid.depth_method, remove=round(cell.sparsity * self.grid.num_layers),
+            calibration=(self.prompts,), calibration_tokens=min(self.grid.calibration_tokens, 16384), seed=cell.seed,
+            dtype="float32",
+        )  # type: ignore[arg-type]  # fmt: skip
+        folder = self._folder("pruned", settings)
+        if not up_to_date(prune_run(self.target, settings), folder):
+            prune(self.target, folder, settings)
+        return folder
+
+    def _masked(self, cell: Cell, export: Export) -> Path:
+        values = {
+            "sparsity": cell.sparsity, "teachers": cell.method.partition(":")[2], "steps": self.grid.nuteprune_steps,
+            "export": export, "seed": cell.seed, "calibration": (self.prompts,), "mixed_precision": "no",
+        }  # fmt: skip
+        settings = validate(NutePruneSettings, values, cell.slug)
+        folder = self._folder("nuteprune", settings)
+        prune_masks(self.target, folder, settings)
+        return folder
+
+    def _narrower(self, cell: Cell, export: Export) -> Path:
+        method, _, criterion = cell.method.partition(":")
+        values = {
+            "method": method, "criterion": criterion or None, "sparsity": cell.sparsity, "export": export,
+            "calibration": (self.prompts,), "calibration_tokens": self.grid.calibration_tokens, "seed": cell.seed,
+            "dtype": "float32",
+        }  # fmt: skip
+        settings = validate(WidthSettings, values, cell.slug)
+        folder = self._folder("narrowed", settings)
+        if not up_to_date(width_run(self.target, settings), folder):
+            prune_width(self.target, folder, settings)
+        return folder
+
+    def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
+        """How recoveries train: cross-entropy on the answers' tokens, so that arms differ in their data alone."""
+        grid = self.grid
+        values: dict[str, Any] = {
+            "kl_weight": 0.0, "ce_weight": 1.0, "tokens": grid.tokens, "batch_tokens": grid.batch_tokens,
+            "learning_rate": 0.005, "adam_learning_rate": 0.001, "seed": cell.seed, "mixed_precision": "no", **changes,
+        }  # fmt: skip
+        return RecoverSettings(**values)
+
+    def _recovered(self, pruned: Path, data: Path, settings: RecoverSettings) -> Path:
+        folder = self._folder("recovered", pruned, data, settings)
+        recover(self.target, pruned, data, folder, settings)
+        return folder
+
+    def model(self, cell: Cell) -> Path:
+        """The model that a cell measures."""
+        system, _, arm = cell.method.partition(":")
+        if cell.recovery == NONE or system == "nuteprune":
+            return self.pruned(cell)
+        if system == SCRATCH:
+            return self._from_scratch(cell)
+        if system == "depth":
+            return self._merged(cell) if arm == "merged" else self._trained(cell, arm)
+        lora = self.training(
+            cell, method="lora", lora_rank=self.grid.lora_rank, lora_ranks=cell.recovery, optimizer="adamw"
+        )
+        return self._recovered(self.pruned(cell), self.answers("direct", cell.seed), lora)
+
+    def _trained(self, cell: Cell, arm: str) -> Path:
+        if arm not in ("sft", "selfdata"):
+            raise InputError(f"{cell.method}: no such arm of depth pruning; pruned, sft, selfdata or merged")
+        data = self.answers("reference" if arm == "sft" else "direct", cell.seed)
+        return self._recovered(self.pruned(cell), data, self.training(cell))
+
+    def _merged(self, cell: Cell) -> Path:
+        """Two recoveries on the target's answers to code and to chat prompts, each on half of the budget, as one model."""
+        half = self.training(cell, tokens=max(1, self.grid.tokens // 2))
+        pruned = self.pruned(cell)
+        parents = [self._recovered(pruned, self.answers("direct", cell.seed, kind), half) for kind in ("code", "chat")]
+        folder = self._folder("merged", *parents)
+        merge(self.target, parents[0], parents[1], folder, MergeSettings())
+        return folder
+
+    def _from_scratch(self, cell: Cell) -> Path:
+        """New weights of the pruned model's shape, trained on the corpus for as long as pruning and recovery took together."""
+        selfdata = Cell(cell.table, "depth:selfdata", cell.sparsity, cell.recovery, cell.seed)
+        spent = seconds_of(self.pruned(selfdata)) + seconds_of(self.model(selfdata))
+        settings = self.training(
+            cell,
+            from_scratch=True,
+            tokens=10**9,
+            max_seconds=round(spent, 1),
+            learning_rate=0.02,
+            adam_learning_rate=0.004,
+        )
+        return self._recovered(self.pruned(selfdata), self.answers("reference", cell.seed), settings)
+
+
+def seconds_of(folder: Path) -> float:
+    """Wall time of the stage that wrote a folder."""
+    record = read(folder)
+    if record is None:
+        raise InputError(f"{folder}: has no run.json; remove the folder and run the same command again")
+    return float(record["wall_s"])

@@ -1,0 +1,190 @@
+"""The section of RESULTS.md on the three systems, from three_systems.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.three_grid import METHODS, NONE
+
+Rows = list[dict[str, Any]]
+SAME_CUT = 0.03
+"""How far apart two models' shares of removed parameters may be for "the same cut"."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one method over all seeds.
+
+    Attributes:
+        value: mean over seeds.
+        low, high: the smallest and the largest seed's; of a single seed its own interval.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+Key = tuple[str, float, str]
+"""Method, sparsity, recovery."""
+
+
+def figures(rows: Rows, table: str) -> dict[Key, dict[str, Figure]]:
+    """A table's figures by method, in the order of ``METHODS``, then by sparsity and recovery."""
+    grouped: dict[Key, dict[str, Rows]] = {}
+    for row in rows:
+        if row["table"] == table:
+            key = (row["method"], row["sparsity"], row["recovery"])
+            grouped.setdefault(key, {}).setdefault(row["metric"], []).append(row)
+    order = sorted(grouped, key=lambda key: (key[1], METHODS.index(key[0]), key[2] != NONE, key[2]))
+    return {key: {metric: _over_seeds(found) for metric, found in grouped[key].items()} for key in order}
+
+
+def _over_seeds(rows: Rows) -> Figure:
+    values = [row["value"] for row in rows]
+    if len(values) == 1:
+        return Figure(values[0], rows[0]["low"], rows[0]["high"])
+    return Figure(statistics.mean(values), min(values), max(values))
+
+
+def cell(figure: Figure | None, form: str = "{:.3f}") -> str:
+    """A figure with its interval; a dash where there is none."""
+    if figure is None:
+        return "–"
+    value = form.format(figure.value)
+    if figure.low is None or figure.high is None:
+        return value
+    return f"{value} [{form.format(figure.low)}, {form.format(figure.high)}]"
+
+
+def _percent(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    hundredfold = (None if part is None else 100 * part for part in (figure.value, figure.low, figure.high))
+    return cell(Figure(*hundredfold), "{:.1f}")  # type: ignore[arg-type]
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join([*marks, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _named(key: Key) -> list[str]:
+    method, sparsity, recovery = key
+    return [method, f"{100 * sparsity:.0f} %", recovery]
+
+
+NAMES = ("method", "removed", "recovery")
+
+
+def quality(rows: Rows, table: str) -> str:
+    """Table depth, width or structured: what is kept of the target, and the tasks themselves."""
+    found = figures(rows, table)
+    tasks = sorted({name for own in found.values() for name in own if ":" in name})
+    heads = [*NAMES, "parameters %", "retention %", "above chance %", "bits/byte ratio", *tasks]
+    return _lines(heads, [
+        [*_named(key), _percent(_negative(own.get("parameters_removed"))), _percent(own.get("retention")),
+         _percent(own.get("retention_above_chance")), cell(own.get("bits_ratio")),
+         *(cell(own.get(task)) for task in tasks)]
+        for key, own in found.items()
+    ])  # fmt: skip
+
+
+def _negative(figure: Figure | None) -> Figure | None:
+    return None if figure is None else Figure(-figure.value, None, None)
+
+
+def acceptance(rows: Rows) -> str:
+    """Models as drafts of the target, the most accepted first."""
+    found = figures(rows, "acceptance")
+    order = sorted(found, key=lambda key: -found[key]["acceptance_length"].value)
+    heads = [*NAMES, "acceptance length", "overlap", "agreement"]
+    metrics = ("acceptance_length", "overlap", "agreement")
+    return _lines(heads, [[*_named(key), *(cell(found[key].get(metric)) for metric in metrics)] for key in order])
+
+
+def by_export(rows: Rows) -> str:
+    """Models served beside the target."""
+    lines = []
+    for key, own in figures(rows, "speed").items():
+        for export in sorted({name.partition(":")[2] for name in own}):
+            metrics = ("speedup", "tokens_per_s", "weights_mib")
+            parameters = _percent(_negative(own.get(f"parameters_removed:{export}")))
+            lines.append(
+                [*_named(key)[:2], export, parameters, *(cell(own.get(f"{m}:{export}"), "{:.2f}") for m in metrics)]
+            )
+    return _lines(("method", "removed", "export", "parameters %", "speed-up", "tokens/s", "weights MiB"), lines)
+
+
+def costs(rows: Rows) -> str:
+    """Wall times and ratios."""
+    metrics = ("prune_s", "recover_s", "scoring_over_forward", "peak_memory_over_finetuning")
+    found = figures(rows, "cost")
+    heads = [*NAMES, "pruning s", "recovery s", "scoring / forward", "peak / fine-tuning step"]
+    return _lines(heads, [[*_named(key), *(cell(own.get(m), "{:.2f}") for m in metrics)] for key, own in found.items()])
+
+
+def same_cut(rows: Rows) -> str:
+    """All models by how much they are smaller, each beside the best of about the same size."""
+    models = [
+        (table, key, own)
+        for table in ("depth", "width", "structured")
+        for key, own in figures(rows, table).items()
+        if {"retention", "parameters_removed"} <= own.keys()
+    ]
+
+    def removed(model: tuple[str, Key, dict[str, Figure]]) -> float:
+        return model[2]["parameters_removed"].value
+
+    lines = []
+    for model in sorted(models, key=lambda model: (removed(model), -model[2]["retention"].value)):
+        table, key, own = model
+        near = [other for other in models if abs(removed(other) - removed(model)) <= SAME_CUT]
+        best = max(near, key=lambda other: other[2]["retention"].value)
+        share = own["retention"].value / best[2]["retention"].value
+        known = "itself" if best is model else f"{best[1][0]} ({best[1][2]})"
+        lines.append([
+            _percent(_negative(own["parameters_removed"])), table, key[0], key[2], _percent(own["retention"]),
+            f"{100 * share:.1f}", known,
+        ])  # fmt: skip
+    return _lines(("parameters %", "table", "method", "recovery", "retention %", "of the best's %", "best"), lines)
+
+
+def three_systems(record: dict[str, Any]) -> str:
+    """The whole section."""
+    rows, settings, hardware = record["rows"], record["settings"], record["hardware"]
+    present = {row["table"] for row in rows}
+    parts = [
+        "## Three systems",
+        f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
+        f"`benchmarks/three_systems.json`). Hardware: {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['memory_gib']} GiB; torch {record['versions']['torch']}, lm-evaluation-harness "
+        f"{record['versions'].get('lm-eval', 'unknown')}; {len(settings['seeds'])} seed(s), {record['date']}.",
+        "Values are means over seeds; in brackets the smallest and the largest seed's, or with one seed the 95 % interval over "
+        "items. *Retention* is the mean score of four tasks over the target's (*above chance*: chance taken off both); *bits/byte "
+        "ratio* is the perplexity's, 1 is the target's, more is worse. *removed* counts layers, FFN channels or the layers' "
+        "linear weights; *parameters* counts all.",
+    ]
+    if settings["quick"]:
+        parts.append(
+            "**Quick form: one seed and small budgets. It shows that the way is whole, not which system is ahead.**"
+        )
+    sections: list[tuple[str, str, Callable[[], str]]] = [
+        ("depth", "Fewer layers", lambda: quality(rows, "depth")),
+        ("width", "Narrower FFNs", lambda: quality(rows, "width")),
+        ("structured", "Masks over heads and neurons", lambda: quality(rows, "structured")),
+        ("acceptance", "As drafts of their target", lambda: acceptance(rows)),
+        ("speed", "Served in the target's place", lambda: by_export(rows)),
+        ("cost", "What they cost", lambda: costs(rows)),
+    ]
+    for table, title, render in sections:
+        if table in present:
+            parts += [f"### {title}", render()]
+    if present & {"depth", "width", "structured"}:
+        parts += ["### At the same cut", same_cut(rows)]
+    if record["failed"]:
+        parts.append("Not measured: " + "; ".join(f"{name}: {why}" for name, why in record["failed"].items()) + ".")
+    return "\n\n".join(parts)

@@ -1,0 +1,90 @@
+"""The stage: evaluates a model and writes the harness's results, with intervals and, beside a target's, retention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from evaluation import harness
+from evaluation.scores import Retention, TaskScore, mean_score, retention, scored
+from evaluation.settings import EvaluateSettings
+from pruning.checkpoint import load_target
+from pruning.plan import read_json
+from stages import provenance
+from stages.errors import InputError
+from stages.folders import write_text
+from stages.hashing import checkpoint_hash
+from stages.settings import Settings, validate
+
+OURS = "understudy"
+"""Where our part stands in the harness's JSON."""
+
+
+class Evaluation(Settings):
+    """Our part of a result.
+
+    Attributes:
+        model_sha256: ``stages.hashing.checkpoint_hash`` of the model.
+        target_sha256: likewise, of the model that ``retention`` is over.
+    """
+
+    model_sha256: str
+    settings: dict[str, Any]
+    tasks: tuple[TaskScore, ...]
+    mean_score: float | None
+    target_sha256: str | None = None
+    retention: Retention | None = None
+    run: dict[str, Any] = Field(default_factory=dict)
+
+    def task(self, name: str) -> TaskScore:
+        """The score of one task."""
+        return next(score for score in self.tasks if score.task in (name, f"{OURS}_{name}"))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Our part of a result that ``evaluate`` wrote; InputError for a file that has none."""
+    found = read_json(path, "give a file that 'understudy evaluate' wrote")
+    if not isinstance(found, dict) or OURS not in found:
+        raise InputError(f"{path}: holds no result of 'understudy evaluate'; evaluate the target with --out first")
+    return validate(Evaluation, found[OURS], str(path))
+
+
+def _dtype(settings: EvaluateSettings) -> str:
+    """The type behind ``auto``; see the settings."""
+    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    return "float32" if settings.dtype == "auto" and on_cpu else settings.dtype
+
+
+def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against: Path | None = None) -> Evaluation:
+    """Evaluates a checkpoint and writes ``out`` (JSON).
+
+    Args:
+        against: the target's result; adds retention.
+
+    Raises:
+        InputError: no such model, task or target's result; a target that was asked other items.
+    """
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
+    target = read_evaluation(against) if against else None
+    sha256 = checkpoint_hash(model_folder)
+    run = provenance.Run("evaluate", settings.model_dump(mode="json"), {"model": sha256}, settings.seed)
+    model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)
+    results, samples = harness.run(model, tokenizer, settings, model_folder)
+    scores = tuple(
+        scored(task=name, times=settings.bootstrap, seed=settings.seed, **harness.items_of(found))
+        for name, found in samples.items()
+    )
+    made = Evaluation(
+        model_sha256=sha256, settings=run.identity["settings"], tasks=scores,
+        mean_score=mean_score(scores) if any(not s.is_perplexity for s in scores) else None,
+        target_sha256=target.model_sha256 if target else None,
+        retention=retention(scores, target.tasks, settings.bootstrap, settings.seed, str(against)) if target else None,
+        run=run.record(),
+    )  # fmt: skip
+    write_text(out, json.dumps({**results, OURS: made.model_dump(mode="json")}, indent=1, default=str) + "\n")
+    return made

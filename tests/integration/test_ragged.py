@@ -1,0 +1,102 @@
+"""A ragged model in the real engine says what it says in transformers: every layer with its own widths. One engine start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from pruning.checkpoint import load_model
+from pruning.plan import WidthPlan
+from pruning.width import carry_out
+from server.engine import LocalEngine
+from server.engine_command import EngineSettings
+from server.sampling_check import complete
+
+pytestmark = pytest.mark.engine
+
+VOCAB, NEW_TOKENS, CHANNELS = 128, 24, 160
+WIDTHS, GROUPS = (96, 17, 160, 8), ((0, 2), (1,), (0, 1, 2), (2,))
+PROMPTS = [[(7 * i + 13 * j) % (VOCAB - 1) + 1 for j in range(12 + i)] for i in range(4)]
+
+
+def target() -> PreTrainedModel:
+    """A Qwen3 of four layers with three key-value heads, each read by two query heads; norms that are not ones."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=CHANNELS, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=3, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.15, bos_token_id=None, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
+    return model
+
+
+def plan() -> WidthPlan:
+    generator = torch.Generator().manual_seed(1)
+    channels = [torch.randperm(CHANNELS, generator=generator)[:width].sort().values.tolist() for width in WIDTHS]
+    return WidthPlan(
+        target_sha256="any", architecture="Qwen3ForCausalLM", num_layers=4, method="nuteprune", criterion="masks",
+        export="ragged", sparsity=0.5, realised_sparsity=0.5, num_channels=CHANNELS, num_groups=3,
+        kept_channels=tuple(map(tuple, channels)), kept_groups=GROUPS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ragged")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w1", eos_token="w0").save_pretrained(root)
+    carry_out(target(), plan()).save_pretrained(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log_file = tmp_path_factory.mktemp("log") / "engine.log"
+    with LocalEngine(EngineSettings(model=folder, max_model_len=256, dtype="float32", log_file=log_file)) as running:
+        yield running.url
+
+
+def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    made = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    tokens: list[int] = made[0, len(prompt) :].tolist()
+    return tokens
+
+
+def prompt_logprobs(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+    return logprobs[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+
+def ask(url: str, prompt: list[int]) -> dict[str, Any]:
+    options = {"max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True, "prompt_logprobs": 0}
+    answer = complete(url, {"model": "model", "prompt": prompt, "return_token_ids": True, **options}, 120)
+    choice: dict[str, Any] = answer["choices"][0]
+    return choice
+
+
+def test_the_engine_says_what_transformers_says(folder: Path, engine: str) -> None:
+    model = load_model(folder)
+    assert type(model).__name__ == "UnderstudyRaggedQwen3ForCausalLM"
+    for prompt in PROMPTS:
+        choice = ask(engine, prompt)
+        assert choice["token_ids"] == greedy(model, prompt)
+        found = [
+            place[str(token)]["logprob"] for place, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
+        ]
+        torch.testing.assert_close(torch.tensor(found), prompt_logprobs(model, prompt), atol=2e-3, rtol=0)

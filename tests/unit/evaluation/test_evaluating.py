@@ -1,0 +1,82 @@
+"""The harness itself, on a pico model; left out where it is not installed ('make setup-evaluation')."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evaluation.evaluating import Evaluation, evaluate, read_evaluation
+from evaluation.harness import headline, items_of
+from evaluation.settings import EvaluateSettings
+from stages.errors import InputError
+from tests.unit.pruning import pico
+
+SETTINGS = EvaluateSettings(limit=3, max_length=640, batch_size=4, bootstrap=100, dtype="float32")
+
+
+def sample(**values: object) -> dict:
+    return {"filter": "none", "doc_hash": "d", "target_hash": "t", "metrics": ["acc"], "filtered_resps": [0], **values}
+
+
+def test_chance_is_one_of_the_choices_and_none_where_the_answer_is_free() -> None:
+    chosen = items_of([sample(filtered_resps=[0] * 4, acc=1), sample(filtered_resps=[0] * 2, acc=0)])
+    assert chosen["chance"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert chosen["items"] == [1.0, 0.0]
+    assert items_of([sample(acc=1)])["chance"] == 0
+
+
+def test_likelihoods_of_text_are_bits_over_bytes() -> None:
+    found = items_of([sample(metrics=["word_perplexity", "bits_per_byte"], bits_per_byte=(-693.147, 500))])
+    assert found["items"] == pytest.approx([1000], rel=1e-4)
+    assert found["weights"] == [500]
+
+
+def test_a_task_is_scored_by_one_metric_and_one_filter() -> None:
+    assert headline(["acc", "acc_norm"]) == "acc_norm"
+    assert headline(["something"]) == "something"
+    assert items_of([sample(acc=1), sample(acc=0, filter="other")])["items"] == [1.0]
+
+
+def test_a_target_result_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"results": {}}')
+    with pytest.raises(InputError, match="no result"):
+        read_evaluation(tmp_path / "r.json")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Evaluation]:
+    """A pico model, its result's file, and the result."""
+    pytest.importorskip("lm_eval")
+    folder = tmp_path_factory.mktemp("evaluating")
+    model = pico.save(pico.LLAMA.model(max_position_embeddings=640), folder / "target")
+    return model, folder / "target.json", evaluate(model, folder / "target.json", SETTINGS)
+
+
+def test_all_local_tasks_are_scored_in_the_harness_own_json(target: tuple[Path, Path, Evaluation]) -> None:
+    _, file, made = target
+    written = json.loads(file.read_text())
+    assert {"results", "configs", "versions", "n-samples", "higher_is_better", "config"} <= written.keys()
+    for score in made.tasks:
+        assert written["results"][score.task][f"{score.metric},none"] == pytest.approx(score.score)
+        assert score.low <= score.score <= score.high
+        assert len(score.items) == 3
+    assert read_evaluation(file) == made
+    assert made.task("chat").chance == 0.25
+    assert made.task("next_line").chance == 0
+
+
+def test_a_model_keeps_all_of_itself(target: tuple[Path, Path, Evaluation], tmp_path: Path) -> None:
+    model, file, _ = target
+    settings = SETTINGS.model_copy(update={"tasks": ("perplexity", "chat")})
+    kept = evaluate(model, tmp_path / "again.json", settings, against=file).retention
+    assert kept is not None
+    assert kept.bits_per_byte is not None
+    assert kept.bits_per_byte.value == pytest.approx(1)
+    assert kept.plain.value in (1, None)  # three items: it may have guessed all of them wrong
+
+
+def test_other_items_than_the_targets_are_refused(target: tuple[Path, Path, Evaluation], tmp_path: Path) -> None:
+    model, file, _ = target
+    settings = SETTINGS.model_copy(update={"tasks": ("chat",), "seed": 7})
+    with pytest.raises(InputError, match="other items of 'understudy_chat'"):
+        evaluate(model, tmp_path / "r.json", settings, against=file)

@@ -1,0 +1,184 @@
+"""The stage on pico models: from target and text to a sliced checkpoint, interrupted or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning import checkpoint
+from pruning.nuteprune import training
+from pruning.nuteprune.settings import NutePruneSettings
+from pruning.nuteprune.stage import prune_masks
+from pruning.nuteprune.state import FILE
+from pruning.plan import load_plan
+from stages import provenance
+from stages.errors import InputError
+from stages.settings import validate
+
+from .. import pico
+
+FEW = {
+    "sparsity": 0.3, "steps": 36, "finetune_share": 0.25, "initial_drop": 0.2, "mask_rate": 0.3, "multiplier_rate": 0.3,
+    "snapshot_every": 0.03, "teacher_gap": 2, "sequence_length": 16, "batch_tokens": 64, "mixed_precision": "no",
+    "multiple_of": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tied Llama, a text, and what one whole run made of them."""
+    folder = tmp_path_factory.mktemp("nuteprune")
+    target = pico.save(pico.LLAMA.model(), folder / "target")
+    text = folder / "text.txt"
+    text.write_text("".join(f"def f{i}(x):\n    return x * {i} + {i % 7}\n" for i in range(60)))
+    prune_masks(target, folder / "whole", settings(text))
+    return {"target": target, "text": text, "whole": folder / "whole"}
+
+
+def settings(text: Path, **changes) -> NutePruneSettings:
+    return NutePruneSettings(calibration=(text,), **{**FEW, **changes})
+
+
+def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
+    record = provenance.read(made["whole"])
+    assert record is not None
+    figures, curve = record["figures"], record["curve"]
+    assert figures["expected_sparsity"] == pytest.approx(0.3, abs=0.05)
+    assert figures["realised_sparsity"] == pytest.approx(0.3, abs=0.02)
+    plan = load_plan(made["whole"])
+    assert plan.realised_sparsity == figures["realised_sparsity"]
+    model = checkpoint.load_model(made["whole"])
+    before = checkpoint.load_model(made["target"])
+
+    def linear(one: torch.nn.Module) -> int:
+        return sum(p.numel() for name, p in one.named_parameters() if "_proj.weight" in name)
+
+    assert 1 - linear(model) / linear(before) == pytest.approx(plan.realised_sparsity, abs=1e-9)
+    assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == plan.widths
+    assert all(width % 4 == 0 for width in plan.widths)
+    assert figures["num_snapshots"] >= 3
+    assert {"intact"} < {str(step["teacher"]) for step in curve}
+    assert [step["sparsity"] for step in curve if "sparsity" in step][0] < 0.1
+    assert not (made["whole"] / FILE).exists()
+    assert record["peak_memory_mib"] > 0
+
+
+def test_a_finished_run_is_not_run_again(made, monkeypatch):
+    monkeypatch.setattr(training.Trainer, "train", lambda *_: pytest.fail("trained again"))
+    assert prune_masks(made["target"], made["whole"], settings(made["text"])) == load_plan(made["whole"])
+
+
+@pytest.mark.parametrize(("step", "phase"), [(7, "search_step"), (3, "finetune_step")])
+def test_interrupted_and_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, step, phase):
+    calls, real = 0, getattr(training.Trainer, phase)
+
+    def interrupted(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(training.Trainer, phase, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_masks(made["target"], tmp_path / "out", settings(made["text"]))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(training.Trainer, phase, real)
+    with pytest.raises(
+        InputError, match=r"setting 'mask_rate' changed since the interrupted run: it was 0\.3, now 0\.2"
+    ):
+        prune_masks(made["target"], tmp_path / "out", settings(made["text"], mask_rate=0.2))
+    prune_masks(made["target"], tmp_path / "out", settings(made["text"], checkpoint_every_s=99))
+    whole, halved = (checkpoint.load_model(folder) for folder in (made["whole"], tmp_path / "out"))
+    torch.testing.assert_close(dict(halved.named_parameters()), dict(whole.named_parameters()), atol=1e-6, rtol=0)
+    records = [provenance.read(folder) for folder in (made["whole"], tmp_path / "out")]
+    assert records[0] is not None
+    assert records[1] is not None
+    assert records[0]["curve"] == records[1]["curve"]
+
+
+def test_other_text_than_the_interrupted_runs_is_refused(made, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text(made["text"].read_text())
+
+    def stop(self, batch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training.Trainer, "search_step", stop)
+        prune_masks(made["target"], tmp_path / "out", settings(text))
+    text.write_text(made["text"].read_text() + "more")
+    with pytest.raises(InputError, match=r"input '.*text\.txt' changed since the interrupted run"):
+        prune_masks(made["target"], tmp_path / "out", settings(text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "case"),
+    [
+        ({"teachers": "intact", "export": "uniform", "finetune_loss": "text", "hidden": True}, "llama-untied"),
+        ({"neuron_mask": "product", "exact": False, "finetune_share": 0.0, "hidden_loss": "relative"}, "qwen3-tied"),
+        ({"kl_weight": 0.0, "tokens": 500, "mixed_precision": "bf16"}, "qwen3-untied"),
+    ],
+)
+def test_options_and_families_go_the_whole_way(changes, case, made, tmp_path):
+    target = pico.save(next(one for one in pico.CASES if one.name == case).model(), tmp_path / "target")
+    plan = prune_masks(target, tmp_path / "out", settings(made["text"], **{"steps": 12, **changes}))
+    model, tokenizer = checkpoint.load_target(tmp_path / "out")
+    prompt = tokenizer("def f", return_tensors="pt")["input_ids"]
+    assert model.generate(prompt, max_new_tokens=4, min_new_tokens=4, pad_token_id=0).shape[1] == prompt.shape[1] + 4
+    if "export" in changes:
+        assert len(set(plan.widths)) == 1
+        assert type(model).__name__ == "LlamaForCausalLM"
+    if changes.get("teachers") == "intact":
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert {step["teacher"] for step in record["curve"]} == {"intact", "text"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sparsity": 0.99}, r"0\.99 cannot be reached.*the nearest reachable is 0\.\d+"),
+        ({"multiple_of": 5}, "does not divide"),
+        ({"batch_tokens": 9000}, r"\d+ tokens to train on, 9000 are needed \(one batch\)"),
+        ({"calibration": ()}, "no calibration text given"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leaves_no_folder(changes, said, made, tmp_path):
+    wanted = NutePruneSettings(**{"calibration": (made["text"],), **FEW, **changes})
+    with pytest.raises(InputError, match=said):
+        prune_masks(made["target"], tmp_path / "out", wanted)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sparsity": 1.0}, "'sparsity': Input should be less than 1, given 1.0"),
+        ({"sparsity": 0}, "greater than 0"),
+        ({"sparsty": 0.2}, "did you mean 'sparsity'"),
+        ({"kl_weight": 0, "hidden_weight": 0}, "both 0"),
+        ({"teachers": "many"}, "'numerous' or 'intact'"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(values, said):
+    with pytest.raises(InputError, match=said):
+        validate(NutePruneSettings, values, "--set")
+
+
+def test_architectures_that_do_not_fit_are_named(made, tmp_path):
+    qwen2 = next(case for case in pico.CASES if case.name == "qwen2-tied")
+    target = pico.save(qwen2.model(), tmp_path / "qwen2")
+    with pytest.raises(InputError, match="hidden: .* Qwen2ForCausalLM"):
+        prune_masks(target, tmp_path / "out", settings(made["text"], hidden=True))
+    with pytest.raises(InputError, match="method nuteprune needs a model whose layers have one shape"):
+        prune_masks(made["whole"], tmp_path / "out", settings(made["text"]))
+
+
+def test_weights_that_are_not_numbers_are_refused_with_their_layer(made, tmp_path):
+    model = pico.LLAMA.model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    target = pico.save(model, tmp_path / "target")
+    with pytest.raises(InputError, match="the loss of layer 2 is not a number"):
+        prune_masks(target, tmp_path / "out", settings(made["text"]))

@@ -1,0 +1,141 @@
+"""The three systems side by side: which cells there are, what a row looks like, and that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
+from benchmarks.three_render import figures, same_cut
+from benchmarks.three_render import three_systems as section
+from benchmarks.three_systems import known, measured, record_of, run_grid, run_of
+from stages.errors import EngineError
+
+CELL = Cell("width", "cfsp:paper", 0.5, NONE, 0)
+FIELDS = {"table", "method", "sparsity", "recovery", "seed", "metric", "value", "low", "high"}
+
+
+@pytest.mark.parametrize("grid", [QUICK, FULL])
+def test_every_method_has_cells_and_every_cell_a_folder_of_its_own(grid) -> None:
+    cells = cells_of(grid)
+    assert {cell.method for cell in cells} == set(METHODS)
+    assert {cell.table for cell in cells} == {"depth", "width", "structured", "acceptance", "speed", "cost"}
+    assert len({cell.slug for cell in cells}) == len(cells)
+    assert all(0 < cell.sparsity < 1 for cell in cells)
+
+
+def test_all_that_is_judged_served_or_timed_is_a_model_of_the_first_tables() -> None:
+    made = {(cell.method, round(cell.sparsity, 4)) for cell in models_of(FULL)}
+    for cell in cells_of(FULL):
+        assert (cell.method, round(cell.sparsity, 4)) in made, cell
+
+
+def test_the_full_form_has_the_sizes_and_seeds_of_the_tables() -> None:
+    assert len(FULL.seeds) == 3
+    shares = {table: {c.sparsity for c in models_of(FULL) if c.table == table} for table in ("width", "structured")}
+    assert shares == {"width": {0.2, 0.3, 0.5}, "structured": {0.2, 0.25, 0.5}}
+
+
+def test_a_row_has_all_fields() -> None:
+    assert row(CELL, "retention", 0.9, 0.8, 1.0).keys() == FIELDS
+
+
+class Counting:
+    """Measures nothing, but counts, and fails where it is told to."""
+
+    def __init__(self, failing: str = ""):
+        self.asked: list[str] = []
+        self.failing = failing
+
+    def __call__(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        self.asked.append(cell.slug)
+        if cell.slug == self.failing:
+            raise EngineError("it did not start")
+        (folder / "evaluation.json").write_text("{}")
+        return [row(cell, "retention", 0.5), row(cell, "parameters_removed", 0.2)]
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    counting, cells = Counting(), models_of(QUICK)[:3]
+    first, failed = run_grid(cells, QUICK, tmp_path, counting)
+    again, _ = run_grid(cells, QUICK, tmp_path, counting)
+    assert again == first
+    assert failed == {}
+    assert counting.asked == [cell.slug for cell in cells]
+
+
+def test_a_failed_cell_is_named_and_tried_again_and_the_others_go_on(tmp_path: Path) -> None:
+    cells = models_of(QUICK)[:3]
+    rows, failed = run_grid(cells, QUICK, tmp_path, Counting(cells[1].slug))
+    assert failed == {cells[1].slug: "it did not start"}
+    assert {r["method"] for r in rows} == {cells[0].method, cells[2].method}
+    counting = Counting()
+    rows, failed = run_grid(cells, QUICK, tmp_path, counting)
+    assert counting.asked == [cells[1].slug]
+    assert len(rows) == 6
+    assert failed == {}
+
+
+def test_other_budgets_are_measured_anew_but_other_cells_change_nothing(tmp_path: Path) -> None:
+    measured(CELL, QUICK, tmp_path, Counting())
+    assert known(CELL, QUICK, tmp_path) is not None
+    assert known(CELL, QUICK.model_copy(update={"seeds": (0, 1), "width_sparsities": (0.2,)}), tmp_path) is not None
+    assert known(CELL, QUICK.model_copy(update={"tokens": 1}), tmp_path) is None
+
+
+def test_of_tables_that_are_left_out_what_is_known_stays(tmp_path: Path) -> None:
+    cells = [cell for cell in cells_of(QUICK) if cell.method == "depth:sft"]
+    run_grid(cells[:1], QUICK, tmp_path, Counting())
+    counting = Counting()
+    rows, _ = run_grid(cells, QUICK, tmp_path, counting, only=["acceptance"])
+    assert counting.asked == [cell.slug for cell in cells if cell.table == "acceptance"]
+    assert {r["table"] for r in rows} == {"depth", "acceptance"}
+
+
+def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
+    more = QUICK.model_copy(update={"served": (*QUICK.served, ("cfsp:paper", 0.5, "ragged"))})
+    served = Cell("speed", "cfsp:paper", 0.5, NONE, 0)
+    assert run_of(served, QUICK).identity != run_of(served, more).identity
+    assert run_of(CELL, QUICK).identity == run_of(CELL, more).identity
+
+
+def record() -> dict[str, Any]:
+    rows = []
+    for cell in cells_of(FULL):
+        for metric, value in (
+            ("retention", 0.9 - cell.sparsity / 2 + cell.seed / 100),
+            ("parameters_removed", cell.sparsity),
+        ):
+            rows.append(row(cell, metric, value, value - 0.1, value + 0.1))
+        rows += [row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")]
+    return json.loads(json.dumps({**record_of(rows, {"speed-x": "no engine"}, FULL), "date": "d"}))
+
+
+def test_several_seeds_become_their_mean_and_range() -> None:
+    found = figures(record()["rows"], "width")["cfsp:paper", 0.5, NONE]["retention"]
+    assert found.value == pytest.approx(0.66)
+    assert (found.low, found.high) == (pytest.approx(0.65), pytest.approx(0.67))
+
+
+def test_models_of_one_size_stand_beside_the_best_of_it() -> None:
+    lines = same_cut([
+        row(Cell("depth", "depth:sft", 0.2, "full", 0), "retention", 0.6),
+        row(Cell("depth", "depth:sft", 0.2, "full", 0), "parameters_removed", 0.2),
+        row(Cell("width", "cfsp:paper", 0.3, NONE, 0), "retention", 0.8),
+        row(Cell("width", "cfsp:paper", 0.3, NONE, 0), "parameters_removed", 0.21),
+        row(Cell("width", "cfsp:paper", 0.5, NONE, 0), "retention", 0.9),
+        row(Cell("width", "cfsp:paper", 0.5, NONE, 0), "parameters_removed", 0.4),
+    ]).splitlines()[2:]  # fmt: skip
+    assert "| 75.0 | cfsp:paper (none) |" in lines[0]
+    assert all("| 100.0 | itself |" in line for line in lines[1:])
+
+
+def test_the_section_has_every_table_and_names_what_failed() -> None:
+    text = section(record())
+    assert text.count("\n### ") == 7
+    assert "speed-x: no engine" in text
+    for method in METHODS:
+        assert f"| {method} |" in text
