@@ -107,7 +107,9 @@ class Weights:
     relative: bool = False
 
 
-def learn(resident: Resident, side: Side, batch: Batch, signal: Signal, weights: Weights) -> tuple[Tensor, dict[str, float]]:
+def learn(
+    resident: Resident, side: Side, batch: Batch, signal: Signal, weights: Weights
+) -> tuple[Tensor, dict[str, float]]:
     """The student's pass and its loss: hidden * sum over layers of MSE + kl * T^2 * KL(teacher || student).
 
     Returns:
@@ -137,7 +139,9 @@ def _refuse_broken(differences: list[Tensor], kl: Tensor) -> None:
     """Raises InputError where a loss is not a number, naming the first layer it comes from."""
     for layer, difference in enumerate(differences):
         if not math.isfinite(float(difference.detach())):
-            raise InputError(f"the loss of layer {layer} is not a number; check the target, lower the rates, or use dtype float32")
+            raise InputError(
+                f"the loss of layer {layer} is not a number; check the target, lower the rates, or use dtype float32"
+            )
     if not math.isfinite(float(kl.detach())):
         raise InputError("the divergence is not a number; check the target, lower the rates, or use dtype float32")
 

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 from pruning.families import family_of
 from pruning.nuteprune.masks import Masks
 
-PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PARTS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 """The linear parts of a layer."""
 SEARCHED = ("self_attn.q_proj", "self_attn.v_proj")
 """The parts that have low-rank matrices while masks are searched; afterwards all have."""
@@ -38,7 +46,10 @@ class Side:
 
     def copied(self, device: torch.device | str) -> Side:
         """A copy on a device that no later step changes, without gradient."""
-        lora = {place: (a.detach().to(device, copy=True), b.detach().to(device, copy=True)) for place, (a, b) in self.lora.items()}
+        lora = {
+            place: (a.detach().to(device, copy=True), b.detach().to(device, copy=True))
+            for place, (a, b) in self.lora.items()
+        }
         return Side(self.masks.copied(device) if self.masks else None, lora)
 
 
@@ -125,7 +136,9 @@ class Resident:
         for index, (groups, neurons) in enumerate(zip(masks.groups, masks.neurons, strict=True)):
             heads = groups.repeat_interleave(num_heads // len(groups) * head_dim)
             self.parts[f"{index}.self_attn.o_proj"].inputs = heads
-            self.parts[f"{index}.mlp.down_proj"].inputs = neurons  # as if on up's outputs: nothing nonlinear lies between
+            self.parts[
+                f"{index}.mlp.down_proj"
+            ].inputs = neurons  # as if on up's outputs: nothing nonlinear lies between
             if self.neuron_mask == "gate_and_up":
                 self.parts[f"{index}.mlp.gate_proj"].outputs = neurons
             for part in ("self_attn.o_proj", "mlp.down_proj"):

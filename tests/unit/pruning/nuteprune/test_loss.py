@@ -39,7 +39,8 @@ def slow_loss(resident: Resident, version, batch: Batch) -> float:
     for name, side in (("teacher", INTACT), ("student", version)):
         states: list[torch.Tensor] = []
         handles = [
-            layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in resident.model.model.layers
+            layer.register_forward_hook(lambda _, __, output: states.append(output))
+            for layer in resident.model.model.layers
         ]
         with resident.wearing(side) as model, torch.no_grad():
             found[name] = (states, model(input_ids=batch.input_ids).logits)

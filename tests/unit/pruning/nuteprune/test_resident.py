@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from pruning.calibration import Batch
 from pruning.nuteprune.loss import Weights, learn, teach
 from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import INTACT, SEARCHED, Resident, Side
-from pruning.calibration import Batch
 
 from .. import pico
 from . import versions
