@@ -19,7 +19,7 @@ from stages.settings import validate
 from .. import pico
 
 FEW = {
-    "sparsity": 0.3, "steps": 36, "finetune_share": 0.25, "initial_drop": 0.2, "mask_rate": 0.3, "multiplier_rate": 0.3,
+    "sparsity": 0.3, "steps": 54, "finetune_share": 0.12, "mask_rate": 0.5, "multiplier_rate": 0.6,
     "snapshot_every": 0.03, "teacher_gap": 2, "sequence_length": 16, "batch_tokens": 64, "mixed_precision": "no",
     "multiple_of": 4,
 }  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     record = provenance.read(made["whole"])
     assert record is not None
     figures, curve = record["figures"], record["curve"]
-    assert figures["expected_sparsity"] == pytest.approx(0.3, abs=0.05)
+    assert figures["expected_sparsity"] == pytest.approx(0.3, abs=0.05)  # the Lagrangian alone
     assert figures["realised_sparsity"] == pytest.approx(0.3, abs=0.02)
     plan = load_plan(made["whole"])
     assert plan.realised_sparsity == figures["realised_sparsity"]
