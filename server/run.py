@@ -100,6 +100,19 @@ async def _check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None
     log(f"{who}: {check.line()}")
 
 
+async def _check_name(entry: EngineEntry, settings: GatewaySettings) -> None:
+    """Refuses an engine that does not serve what the settings say.
+
+    Raises:
+        EngineError: it does not, or does not tell.
+    """
+    key = entry.api_key or settings.engine_api_key
+    work = partial(asking.served_models, entry.url, key and key.get_secret_value(), settings.ready_timeout_s)
+    names = await asyncio.wrap_future(asking.start(work))
+    if entry.served_model not in names:
+        raise EngineError(f"it serves {', '.join(names) or 'nothing'}, not {entry.served_model}; correct its 'model'")
+
+
 async def _reach(url: str) -> None:
     """Waits for an engine that runs elsewhere, for as long as it takes."""
     said = False
@@ -205,7 +218,9 @@ class Service:
         return f"{', '.join(pool.name for pool in self._fleet.pools)}"
 
     async def _intake(self, entry: EngineEntry) -> None:
-        """What an engine must pass before it gets requests: the sampling check, where it has a draft."""
+        """What an engine must pass before it gets requests: it serves the model and, with a draft, samples rightly."""
+        if self._settings.engines:
+            await _check_name(entry, self._settings)
         if self._check_sampling and entry.draft is not None:
             await _check_sampling(entry, self._settings)
 
