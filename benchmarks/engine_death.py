@@ -25,21 +25,23 @@ TOLD_S, BACK_S = 2.0, 5.0
 """What is promised: 503 on ``/ready`` after the engine's death, an answer after its return."""
 
 ENGINE = r"""
-import asyncio, sys
+import asyncio, contextlib, sys
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
 
 async def answer(reader, writer):
     head = await reader.readuntil(b"\r\n\r\n")
-    if head.startswith(b"GET /health"):
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-    else:
-        writer.write(HEAD)
-        while not writer.is_closing():
-            writer.write(EVENT)
-            await asyncio.sleep(0.02)
-    await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        if head.startswith(b"GET /health"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+        else:
+            writer.write(HEAD)
+            while not writer.is_closing():
+                writer.write(EVENT)
+                await writer.drain()
+                await asyncio.sleep(0.02)
     writer.close()
 
 async def main():

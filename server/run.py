@@ -8,20 +8,18 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import uvicorn
 
-from server import asking
 from server.app import create_app
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
 from server.engine_list import EngineEntry
 from server.fleet import Fleet
+from server.intake import check_name, check_sampling
 from server.pair import Pair
-from server.sampling_check import check_engine
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
 from stages.progress import log
@@ -82,35 +80,6 @@ def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
             "expected_mean_acceptance_length": expected.mean_acceptance_length if expected else None,
         }
     )
-
-
-async def _check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None:
-    """Refuses an engine that does not sample as its target does. Nobody waits for the check once this is cancelled.
-
-    Raises:
-        CheckFailed: it does not.
-        EngineError: it cannot be asked.
-    """
-    who = f"engine {entry.name}" if settings.engines else "engine"
-    log(f"{who}: checking that sampling follows the target")
-    key = entry.api_key or settings.engine_api_key
-    options = {"api_key": key.get_secret_value() if key is not None else None}
-    work = partial(check_engine, entry.url, entry.served_model, **options)
-    check = await asyncio.wrap_future(asking.start(work))
-    log(f"{who}: {check.line()}")
-
-
-async def _check_name(entry: EngineEntry, settings: GatewaySettings) -> None:
-    """Refuses an engine that does not serve what the settings say.
-
-    Raises:
-        EngineError: it does not, or does not tell.
-    """
-    key = entry.api_key or settings.engine_api_key
-    work = partial(asking.served_models, entry.url, key and key.get_secret_value(), settings.ready_timeout_s)
-    names = await asyncio.wrap_future(asking.start(work))
-    if entry.served_model not in names:
-        raise EngineError(f"it serves {', '.join(names) or 'nothing'}, not {entry.served_model}; correct its 'model'")
 
 
 async def _reach(url: str) -> None:
@@ -220,14 +189,14 @@ class Service:
     async def _intake(self, entry: EngineEntry) -> None:
         """What an engine must pass before it gets requests: it serves the model and, with a draft, samples rightly."""
         if self._settings.engines:
-            await _check_name(entry, self._settings)
+            await check_name(entry, self._settings)
         if self._check_sampling and entry.draft is not None:
-            await _check_sampling(entry, self._settings)
+            await check_sampling(entry, self._settings)
 
     async def _check(self) -> None:
         """The sampling check; an engine that dies of it is told of with its last lines."""
         try:
-            await _check_sampling(self._settings.entries()[0], self._settings)
+            await check_sampling(self._settings.entries()[0], self._settings)
         except EngineError as error:
             await self._find_dead("while its sampling was checked")
             name = self._settings.served_model_name
