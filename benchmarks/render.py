@@ -164,8 +164,8 @@ def gateway(record: dict[str, Any]) -> str:
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; streamer and client on one, the proxy on another. "
             f"Python {hardware['python']}, repeats: {settings['repeats']}, {record['date']}. Medians of the repeats, in "
             "brackets their range; *added* is against the direct way in the same round. Streams have "
-            f"{settings['chunks']} chunks, about 1,000 chunks a second in all. CPU is that of the proxy's process tree; for "
-            "streams per 1,000 chunks it includes the requests themselves.",
+            f"{settings['chunks']} chunks, about {settings['chunks_per_s']} chunks a second in all. CPU is that of "
+            "the proxy's process tree; for streams per 1,000 chunks it includes the requests themselves.",
             f"Upstream is our own streamer, which replays bytes. Its ceiling with our client, without a proxy: "
             f"{ceiling['requests_per_s']:,.0f} requests/s in one piece, {ceiling['chunks_per_s']:,.0f} chunks/s.",
             "\n".join(lines),

@@ -37,8 +37,7 @@ async def look_after(
     try:
         while True:
             member.nudge.clear()
-            came = await _probe(member, told=bool(settings.engines))
-            if came:
+            if await _probe(member, told=bool(settings.engines)):
                 await _take_in(member, intake(), told=bool(settings.engines))
             if member.health.reachable and member.health.judge(clock()) and not asking:
                 task = asyncio.create_task(_ask_for_token(member, settings.stuck_s / 2, clock))
@@ -75,8 +74,13 @@ async def _take_in(member: Member, intake: Intake | None, told: bool) -> None:
         member.unfit = True
         log(f"engine {name}: not taken in until it has been restarted: {error}")
         return
-    except EngineError as error:
-        log(f"engine {name}: not taken in yet: {error}")
+    except Exception as error:  # whatever it answered, it must be asked again, and the others be looked after
+        if str(error) != member.trouble:
+            what = (
+                str(error) if isinstance(error, EngineError) else f"the check failed ({type(error).__name__}: {error})"
+            )
+            log(f"engine {name}: not taken in yet: {what}")
+        member.trouble = str(error)
         await asyncio.sleep(UNANSWERED_S)
         return
     member.fit.set()

@@ -6,6 +6,7 @@ Traffic changes, targets are fine-tuned on; then fewer draft tokens are accepted
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import Self
 
@@ -36,6 +37,42 @@ class DriftSettings(Settings):
         return self
 
 
+def _length(chance: float, tokens: float) -> float:
+    """Mean acceptance length where each of ``tokens`` draft tokens is accepted with ``chance`` once those before it were."""
+    whole = int(tokens)
+    return 1 + sum(chance**i for i in range(1, whole + 1)) + (tokens - whole) * chance ** (whole + 1)
+
+
+@functools.cache
+def _chance(length: float, tokens: float) -> float:
+    """The chance that gives this mean acceptance length, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _length(middle, tokens) < length else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What ``serving.json`` expects of a draft.
+
+    The figures are those of one request at a time. Where the engine proposes fewer draft tokens the more requests there
+    are, fewer can be accepted of a draft that is as good as ever: then what is expected of that many tokens counts.
+    """
+
+    length: float
+    rate: float | None = None
+    """Acceptance rate; with it the number of draft tokens is known that the length was measured with."""
+
+    def at(self, tokens: float) -> float:
+        """The mean acceptance length that is expected of ``tokens`` draft tokens (on average); never more than ``length``."""
+        if not self.rate or self.length <= 1:
+            return self.length
+        stated = (self.length - 1) / self.rate
+        return self.length if tokens >= stated else _length(_chance(self.length, stated), tokens)
+
+
 class State(enum.Enum):
     """What is thought of a draft."""
 
@@ -52,6 +89,7 @@ class Turn:
     seen: float
     """Mean acceptance length of the sample that decided."""
     expected: float
+    """Of as many draft tokens as the sample had."""
 
     def line(self) -> str:
         """For the log."""
@@ -67,11 +105,11 @@ class DriftGuard:
 
     Args:
         draft: its name.
-        expected: mean acceptance length as ``serving.json`` has it.
+        expected: as ``serving.json`` has it.
         settings: thresholds and sample.
     """
 
-    def __init__(self, draft: str, expected: float, settings: DriftSettings):
+    def __init__(self, draft: str, expected: Expected, settings: DriftSettings):
         self.draft = draft
         self.expected = expected
         self.state = State.FRESH
@@ -82,20 +120,25 @@ class DriftGuard:
     def see(self, now: float, record: AcceptanceRecord) -> Turn | None:
         """Takes a request's record in; the turn when that changes the state."""
         if record.num_drafts:
-            self._sums.add(now, record.num_drafts, record.num_accepted_tokens)
+            self._sums.add(now, record.num_drafts, record.num_accepted_tokens, record.num_draft_tokens)
         seen = self.length(now)
-        if seen is None or not self._turns(seen):
+        if seen is None:
+            return None
+        drafts, _, drafted = self._sums.sums(now)
+        expected = self.expected.at(drafted / drafts)
+        if not self._turns(seen / expected):
             return None
         self.state = State.STALE if self.state is State.FRESH else State.FRESH
         self._sums.clear()
-        return Turn(self.draft, self.state, seen, self.expected)
+        return Turn(self.draft, self.state, seen, expected)
 
     def length(self, now: float) -> float | None:
         """The sliding mean acceptance length; None while the sample is too small."""
-        drafts, accepted = self._sums.sums(now) or (0, 0)
+        drafts, accepted, _ = self._sums.sums(now) or (0, 0, 0)
         return 1 + accepted / drafts if drafts >= self.settings.min_drafts else None
 
-    def _turns(self, seen: float) -> bool:
+    def _turns(self, share: float) -> bool:
+        """Whether this share of what is expected changes the state."""
         if self.state is State.FRESH:
-            return seen < self.settings.stale_below * self.expected
-        return seen > self.settings.fresh_above * self.expected
+            return share < self.settings.stale_below
+        return share > self.settings.fresh_above

@@ -159,7 +159,7 @@ class Attempt:
     @property
     def headers(self) -> dict[str, str]:
         """What the client is told of who answered."""
-        return {"x-understudy-pool": _shown(self.pool.name), "x-understudy-draft": _shown(self.labels[1])}
+        return self.pool.headers
 
     def head(self, status: int) -> None:
         """Notes the status that the engine answered with."""
@@ -213,8 +213,3 @@ class Attempt:
             breaker.succeed(self._ticket)
         else:
             breaker.give_up(self._ticket)
-
-
-def _shown(name: str) -> str:
-    """A name as a header can carry it: what is not printable ASCII is replaced."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in name)

@@ -67,6 +67,7 @@ class PoolFigures:
         told, *positions = self._positions.sums(now) or (0.0,)
         return {
             "drafts": int(drafts),
+            "draft_tokens_per_draft": drafted / drafts if drafts else None,
             "acceptance_rate": accepted / drafted if drafted else None,
             "mean_acceptance_length": 1 + accepted / drafts if drafts else None,
             "acceptance_by_position": [count / told for count in positions] if told else [],

@@ -33,6 +33,8 @@ class Member:
             self.fit.set()
         self.unfit = False
         """Whether it has been found unfit since it last came."""
+        self.trouble = ""
+        """Why it could not be taken in the last time, so that it is said once."""
         self.retries = 0
         """Requests that were sent to another engine after this one had failed."""
         self.token_probes = 0
@@ -51,4 +53,5 @@ class Member:
         """Forgets what was known of the engine that was here before."""
         self.fit.clear()
         self.unfit = False
+        self.trouble = ""
         self.prefixes.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from server import facts
 from server.inbound import Route
 from server.reporting import HEADER
 from server.settings import GatewaySettings
@@ -59,6 +60,14 @@ USAGE = {
     },
 }  # fmt: skip
 OBJECT = {"type": "object"}
+ANSWERED_BY = {"X-Understudy-Pool": "pool that answered: model/draft", "X-Understudy-Draft": "its draft, or none"}
+SPECULATION = {
+    "name": facts.HEADER, "in": "header", "required": False, "schema": {"type": "string", "enum": ["on", "off"]},
+    "description": "off: only an engine without a draft may answer",
+}  # fmt: skip
+READY = {
+    "name": "model", "in": "query", "required": False, "schema": {"type": "string"}, "description": "ask for this model alone"
+}  # fmt: skip
 
 
 def _content(schema: dict[str, Any], kind: str = JSON) -> dict[str, Any]:
@@ -142,6 +151,7 @@ def document(routes: tuple[Route, ...], settings: GatewaySettings, version: str)
         "/docs": _shown("docs", "This document, for reading.", "text/html"),
         "/admin/canary": _shown("canary", "A canary's draft compared with the one it may replace.", tag="admin"),
     }
+    shown["/ready"]["parameters"] = [READY]
     if settings.live_page:
         shown |= {
             "/": _shown("page", "The live page.", "text/html"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from server.errors import Refusal
 from server.facts import HEADER, Facts
@@ -42,10 +43,15 @@ class Pool:
     draft: str | None
     engines: tuple[str, ...]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What headers, metrics and shares call it."""
         return f"{self.model}/{self.draft or NO_DRAFT}"
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """What the client of an answer is told of who gave it."""
+        return {"x-understudy-pool": _shown(self.name), "x-understudy-draft": _shown(self.draft or NO_DRAFT)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,11 @@ Shares = Mapping[str, float]
 """By pool's name: the share of the ordinary traffic that it gets, from 0 to 1. Pools without one get what is left."""
 
 NO_SHARES: Shares = {}
+
+
+def _shown(name: str) -> str:
+    """A name as a header can carry it: what is not printable ASCII is replaced."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in name)
 
 
 def make_pools(engines: Sequence[tuple[str, str, str | None]]) -> tuple[Pool, ...]:

@@ -7,9 +7,9 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
 
-BLOCK_BYTES = 256
-"""About what an engine's own cache of prefixes has as a block: some tens of tokens."""
-MAX_BLOCKS = 64
+BLOCK_BYTES = 512
+"""Some hundred tokens: a few blocks of an engine's own cache of prefixes."""
+MAX_BLOCKS = 32
 """Further blocks of a prompt are not looked at."""
 HEAD_BYTES = BLOCK_BYTES * MAX_BLOCKS
 DIGEST_BYTES = 8

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import uvicorn
 from fastapi import FastAPI
 
-from server import asking
 from server.access import Access
 from server.admin import create_admin_app
 from server.app import Gateway, create_app, make_door
@@ -26,9 +25,9 @@ from server.engine_command import EngineSettings
 from server.engine_list import EngineEntry
 from server.fleet import Fleet
 from server.http_limits import limited_protocol
+from server.intake import check_name, check_sampling
 from server.pair import Pair
 from server.reloading import reload
-from server.sampling_check import check_engine
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
 from stages.progress import log
@@ -108,22 +107,6 @@ def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
             "expected_speedup": expected.speedup if expected else None,
         }
     )
-
-
-async def _check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None:
-    """Refuses an engine that does not sample as its target does. Nobody waits for the check once this is cancelled.
-
-    Raises:
-        CheckFailed: it does not.
-        EngineError: it cannot be asked.
-    """
-    who = f"engine {entry.name}" if settings.engines else "engine"
-    log(f"{who}: checking that sampling follows the target")
-    key = entry.api_key or settings.engine_api_key
-    options = {"api_key": key.get_secret_value() if key is not None else None}
-    work = partial(check_engine, entry.url, entry.served_model, **options)
-    check = await asyncio.wrap_future(asking.start(work))
-    log(f"{who}: {check.line()}")
 
 
 async def _reach(url: str) -> None:
@@ -259,14 +242,16 @@ class Service:
         return f"{', '.join(pool.name for pool in self._fleet.pools)}"
 
     async def _intake(self, entry: EngineEntry) -> None:
-        """What an engine must pass before it gets requests: the sampling check, where it has a draft."""
+        """What an engine must pass before it gets requests: it serves the model and, with a draft, samples rightly."""
+        if self._settings.engines:
+            await check_name(entry, self._settings)
         if self._check_sampling and entry.draft is not None:
-            await _check_sampling(entry, self._settings)
+            await check_sampling(entry, self._settings)
 
     async def _check(self) -> None:
         """The sampling check; an engine that dies of it is told of with its last lines."""
         try:
-            await _check_sampling(self._settings.entries()[0], self._settings)
+            await check_sampling(self._settings.entries()[0], self._settings)
         except EngineError as error:
             await self._find_dead("while its sampling was checked")
             name = self._settings.served_model_name

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.breaker import BreakerRule
-from server.drift import DriftSettings
+from server.drift import DriftSettings, Expected
 from server.engine_list import EngineEntry, check_names, read_base_url, resolve
 from server.sharing import CanarySettings
 from stages.settings import Settings
@@ -131,10 +131,11 @@ class GatewaySettings(Settings):
         }  # fmt: skip
         return (EngineEntry.model_construct(**fields),)
 
-    def expected_lengths(self) -> dict[tuple[str, str], float]:
-        """Expected mean acceptance lengths by model and draft; the first that an engine states counts."""
-        found: dict[tuple[str, str], float] = {}
+    def expected(self) -> dict[tuple[str, str], Expected]:
+        """What is expected of drafts, by model and draft; the first that an engine states counts."""
+        found: dict[tuple[str, str], Expected] = {}
         for entry in self.entries():
-            if entry.draft is not None and entry.expected_mean_acceptance_length is not None:
-                found.setdefault((entry.served_model, entry.draft), entry.expected_mean_acceptance_length)
+            length, rate = entry.expected_mean_acceptance_length, entry.expected_acceptance_rate
+            if entry.draft is not None and length is not None:
+                found.setdefault((entry.served_model, entry.draft), Expected(length, rate))
         return found

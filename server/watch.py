@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from server.acceptance import AcceptanceRecord
 from server.comparison import Comparison
-from server.drift import DriftGuard, State, Turn
+from server.drift import DriftGuard, Expected, State, Turn
 from server.exchange import Exchange
 from server.live import PoolFigures, Throughput, speedups
 from server.metrics import Metrics
@@ -46,7 +47,7 @@ class Watch:
         self._pools = {(pool.model, pool.draft or NO_DRAFT): pool for pool in pools}
         self._clock = clock
         self._tell = tell
-        self._guards = {key: self._guard(key, length) for key, length in settings.expected_lengths().items()}
+        self._guards = {key: self._guard(key, expected) for key, expected in settings.expected().items()}
         self._figures = {key: PoolFigures() for key in self._pools}
         self._throughput = Throughput()
         self._comparison = Comparison()
@@ -113,7 +114,8 @@ class Watch:
         guard = self._guards.get(key)
         plain = self._figures.get((pool.model, NO_DRAFT))
         expected = self._settings.expected_speedup if pool.draft == self._settings.draft_name else None
-        length, expected_length = figures["mean_acceptance_length"], guard.expected if guard else None
+        length, tokens = figures["mean_acceptance_length"], figures["draft_tokens_per_draft"]
+        expected_length = guard.expected.at(tokens or math.inf) if guard else None
         speedup = speedups(expected, expected_length, length, figures["tpot_s"], plain.tpot_s(now) if plain else None)
         state = guard.state.value if guard else None
         return found | {"state": state, "expected_mean_acceptance_length": expected_length, "speedup": speedup}
@@ -133,6 +135,6 @@ class Watch:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.alerts.appendleft({"at": at, "draft": turn.draft, "state": turn.state.value, "text": turn.line()})
 
-    def _guard(self, key: Labels, length: float) -> DriftGuard:
+    def _guard(self, key: Labels, expected: Expected) -> DriftGuard:
         self._metrics.drift(key, False, None)
-        return DriftGuard(key[1], length, self._settings.drift)
+        return DriftGuard(key[1], expected, self._settings.drift)

@@ -94,7 +94,8 @@ def test_rows_hold_the_median_and_the_range_and_the_section_shows_them() -> None
     ]  # fmt: skip
     text = gateway({
         "overhead": rows, "proxies": proxies, "ceiling": {"requests_per_s": 5000.0, "chunks_per_s": 90000.0},
-        "settings": {"repeats": 3, "chunks": 128}, "hardware": {"cpu": "c", "cores": 2, "python": "3"}, "date": "d",
+        "settings": {"repeats": 3, "chunks": 128, "chunks_per_s": 400}, "date": "d",
+        "hardware": {"cpu": "c", "cores": 2, "python": "3"},
     })  # fmt: skip
     assert "| nginx | whole | 8 | 0.30 [0.20, 0.40] | – | 2.00 [1.00, 3.00] | 4.00 [2.00, 6.00] |" in text
     assert "| direct |" not in text

@@ -115,11 +115,11 @@ async def test_who_has_seen_the_prompt_is_asked_again() -> None:
     engines = [Replay() for _ in range(3)]
     async with engines[0].running(), engines[1].running(), engines[2].running(), fleet(intake, *engines) as one:
         await until(lambda: all(member.up for member in one.members.values()))
-        other, long = Facts("m", head=b"y" * 1000), Facts("m", head=b"x" * 1000)
+        other, long = Facts("m", head=b"y" * 2000), Facts("m", head=b"x" * 2000)
         with one.attempt(other) as busy, one.attempt(long) as attempt:
             names = busy.member.entry.name, attempt.member.entry.name
         assert names == ("e0", "e1")
         with one.attempt(long) as again:
             assert again.member.entry.name == "e1"
-        with one.attempt(Facts("m", head=b"z" * 1000)) as new:
+        with one.attempt(Facts("m", head=b"z" * 2000)) as new:
             assert new.member.entry.name == "e0"

@@ -31,7 +31,9 @@ def test_figures_of_a_pool_are_ratios_of_sums() -> None:
 
 def test_what_was_not_seen_is_none() -> None:
     assert PoolFigures().as_dict(0) == {
-        "drafts": 0, "acceptance_rate": None, "mean_acceptance_length": None, "acceptance_by_position": [], "tpot_s": None
+        "drafts": 0, "draft_tokens_per_draft": None,
+        "acceptance_rate": None, "mean_acceptance_length": None, "acceptance_by_position": [],
+        "tpot_s": None,
     }  # fmt: skip
 
 

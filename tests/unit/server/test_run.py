@@ -45,13 +45,15 @@ except UnderstudyError as error:
 """
 
 SERVE_ELSEWHERE = """
+import json
 import sys
 from server.run import serve
 from server.settings import GatewaySettings
 from stages.errors import UnderstudyError
 
+where = {"engines": json.loads(sys.argv[1])} if sys.argv[1].startswith("[") else {"engine_url": sys.argv[1]}
 try:
-    serve(GatewaySettings(port=0, engine_url=sys.argv[1], engine_api_key="ours"))
+    serve(GatewaySettings(port=0, engine_api_key="ours", **where))
 except UnderstudyError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
@@ -132,7 +134,7 @@ def test_an_engine_that_dies_later_ends_it_too(serve: Serve, tmp_path: Path) -> 
 
 @pytest.fixture
 def serve_elsewhere() -> Iterator[Serve]:
-    """`serve` in front of an engine at a URL, without a pair."""
+    """`serve` in front of an engine at a URL, or of a list of engines as JSON, without a pair."""
     started = []
 
     def start(url: str) -> subprocess.Popen[str]:
@@ -172,6 +174,27 @@ def test_a_check_that_cannot_be_made_says_what_to_do(serve_elsewhere: Serve) -> 
         assert "answered 401" in said
         assert "--model" in said
         assert process.wait(20) == EngineError.exit_code
+
+
+def test_of_several_engines_those_serve_that_are_fit(serve_elsewhere: Serve) -> None:
+    with samplers.serve(samplers.Sampler()) as fit, samplers.serve(samplers.Sampler(temperature_bug=0.01)) as unfit:
+        named = {
+            "unfit": (unfit, "model"),
+            "misnamed": (fit.replace("127.0.0.1", "localhost"), "other"),
+            "fit": (fit, "model"),
+        }
+        engines = [{"name": name, "url": url, "model": model, "draft": "d"} for name, (url, model) in named.items()]
+        process = serve_elsewhere(json.dumps(engines))
+        missing = {"engine fit: taken in after", "unfit: not taken in until it has been restarted: the engine at",
+                   "misnamed: not taken in yet: it serves model, not other", "gateway: ready, serving model/d"}  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            missing -= {words for words in missing if words in line}
+            if not missing:
+                break
+        assert not missing
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 def test_a_signal_ends_it_while_an_engine_elsewhere_is_checked(serve_elsewhere: Serve) -> None:

@@ -67,7 +67,7 @@ class Sampler:
 def serve(sampler: Sampler, api_key: str | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(200, b"")
+            self._answer(200, b'{"data": [{"id": "model"}]}')
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
