@@ -39,7 +39,7 @@ def slow_loss(resident: Resident, version, batch: Batch) -> float:
     for name, side in (("teacher", INTACT), ("student", version)):
         states: list[torch.Tensor] = []
         handles = [
-            layer.register_forward_hook(lambda _, __, output: states.append(output))
+            layer.register_forward_hook(lambda _, __, output, states=states: states.append(output))
             for layer in resident.model.model.layers
         ]
         with resident.wearing(side) as model, torch.no_grad():
