@@ -107,7 +107,7 @@ $(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(DEV_STAMP): $(STAMP) requirements/dev.txt
+$(DEV_STAMP): $(EVALUATION_STAMP) requirements/dev.txt
 	$(PIP) --requirement requirements/dev.txt
 	touch $@
 
