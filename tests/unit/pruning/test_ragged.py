@@ -114,7 +114,7 @@ def test_the_attention_can_be_switched_later():
 
 def test_a_plan_of_groups_is_replayed_on_disk_and_refused_elsewhere(tmp_path: Path):
     target = pico.save(pico.CASES[-1].model(), tmp_path / "target")
-    a_plan(target_sha256=checkpoint_hash(target)).save(tmp_path / "plan.json")
+    a_plan(target_sha256=checkpoint_hash(target), method="magnitude").save(tmp_path / "plan.json")
     prune_by_plan(target, tmp_path / "plan.json", tmp_path / "out")
     model = checkpoint.load_model(tmp_path / "out")
     assert family_of(model.config).ragged
