@@ -1,8 +1,8 @@
 """Peak memory of a NutePrune step against one plain fine-tuning step of the same model: `python -m benchmarks.nuteprune_memory`.
 
-Each step runs in a fresh process, on the same model and batch, and prints the process's peak resident memory and how much of it
-came on top of the imports. `plain` is one step of full fine-tuning (cross-entropy, AdamW); `nuteprune` one step of the search with
-a snapshot as teacher; `second_model` the same step with a teacher that is a second model in memory.
+Each step runs in a fresh process, on the same model and batch, and prints the process's peak resident memory and how much of
+it came on top of the imports. `plain` is one step of full fine-tuning (cross-entropy, AdamW); `nuteprune` one step of the
+search with a snapshot as teacher; `second_model` the same step with a teacher that is a second model in memory.
 """
 
 from __future__ import annotations
