@@ -25,6 +25,7 @@ from server.models_list import MODELS, list_models
 from server.openapi import document
 from server.relay import BROKEN, Relay
 from server.settings import GatewaySettings
+from server.tracing import make_tracing
 from server.upstream import EngineFailed
 from server.watch import Watch
 from server.watching import Watching
@@ -50,6 +51,9 @@ class Gateway:
         self.watch = Watch(settings, self.metrics, fleet.pools)
         self.metrics.observe_with(self.watch.see)
         fleet.shares = self.watch.shares
+        self.tracing = make_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        if self.tracing is not None:
+            self.metrics.observe_with(self.tracing.see)
         FleetMetrics(fleet, self.metrics.registry)
         self.settings = settings
 
@@ -111,6 +115,8 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
         await gateway.fleet.open()
         yield
         await gateway.fleet.close()
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
     handlers: dict[Any, Any] = {HTTPException: errors.on_http_exception, Exception: errors.on_exception}
     app = FastAPI(

@@ -53,6 +53,8 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relays one request. Whatever ends it, its place and the gauge are given back once."""
         exchange, reply = Exchange(), Reply(send, self._settings.client_stall_s)
+        if self._settings.otlp_endpoint:
+            exchange.traceparent = header(scope, b"traceparent")
         self._metrics.begin(self._route.name)
         try:
             await self._handle(scope, receive, reply, exchange)
