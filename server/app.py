@@ -29,6 +29,7 @@ from server.openapi import document
 from server.reception import Reception
 from server.relay import BROKEN, Relay
 from server.settings import GatewaySettings
+from server.tracing import make_tracing
 from server.upstream import EngineFailed
 from server.watch import Watch
 from server.watching import Watching, engine_facts
@@ -59,6 +60,9 @@ class Gateway:
         self.watch = Watch(settings, self.metrics, fleet.pools)
         self.metrics.observe_with(self.watch.see)
         fleet.shares = self.watch.shares
+        self.tracing = make_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        if self.tracing is not None:
+            self.metrics.observe_with(self.tracing.see)
         FleetMetrics(fleet, self.metrics.registry)
         self.access = Access(settings)
         self.reception = Reception(settings, self.access)
@@ -148,6 +152,8 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
         await gateway.fleet.close()
         if gateway.access_log is not None:
             gateway.access_log.close()
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
 
     handlers: dict[Any, Any] = {HTTPException: errors.on_http_exception, Exception: errors.on_exception}
     app = FastAPI(

@@ -47,6 +47,8 @@ class Exchange:
     num_sequences: int = 1
     served_by: tuple[str, str] | None = None
     """Labels `model` and `draft` of the engine that answered, or was asked last; None before any was."""
+    traceparent: str | None = None
+    """The client's trace, where traces are made."""
     usage: Usage | None = None
     acceptance: AcceptanceRecord | Missing = Missing.ABSENT
 

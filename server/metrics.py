@@ -81,7 +81,7 @@ class Metrics:
             "1 + accepted / drafts over the drift guard's window; NaN: small sample",
             LABELS[:2],
         )
-        self._observers: list[Callable[[Exchange], None]] = []
+        self._observers: list[Callable[[str, Exchange], None]] = []
         self._expect("acceptance_rate", entries)
         self._expect("mean_acceptance_length", entries)
 
@@ -89,8 +89,8 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def observe_with(self, observer: Callable[[Exchange], None]) -> None:
-        """Lets ``observer`` see every exchange that ends, too."""
+    def observe_with(self, observer: Callable[[str, Exchange], None]) -> None:
+        """Lets ``observer`` see every exchange that ends, and its route, too."""
         self._observers.append(observer)
 
     def drift(self, labels: tuple[str, str], stale: bool, length: float | None) -> None:
@@ -131,7 +131,7 @@ class Metrics:
             self._output_tokens.labels(*labels).inc(exchange.usage.output_tokens)
         self._record_acceptance((*labels, exchange.kind.value), exchange)
         for observer in self._observers:
-            observer(exchange)
+            observer(route, exchange)
 
     def _record_times(self, labels: tuple[str, ...], exchange: Exchange) -> None:
         whole = exchange.succeeded

@@ -64,6 +64,8 @@ class Relay:
         exchange, reply = Exchange(), Reply(send, self._settings.client_stall_s)
         visit = self._reception.receive(self._route, scope)
         exchange.tenant, reply.headers = visit.tenant.name, visit.headers
+        if self._settings.otlp_endpoint:
+            exchange.traceparent = header(scope, b"traceparent")
         self._metrics.begin(self._route.name, exchange)
         try:
             await self._handle(scope, receive, reply, exchange, visit)

@@ -74,6 +74,10 @@ class GatewaySettings(Settings):
     expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
     drift: DriftSettings = Field(default=DriftSettings(), description="when a draft counts as stale")
     canary: CanarySettings | None = Field(default=None, description="a second draft's pool on trial; see reload")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="where OpenTelemetry traces go, e.g. http://127.0.0.1:4318/v1/traces; needs the extra otel",
+    )
     live_page: bool = Field(default=True, description="the page at / and its figures at /live.json")
 
     engines: tuple[EngineEntry, ...] = Field(default=(), description="engines that run elsewhere, instead of one")

@@ -55,8 +55,8 @@ class Watch:
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS)
         """The latest first."""
 
-    def see(self, exchange: Exchange) -> None:
-        """Takes a finished request in; those that no engine was asked for say nothing here."""
+    def see(self, route: str, exchange: Exchange) -> None:
+        """Takes a finished request of any route in; those that no engine was asked for say nothing here."""
         key = exchange.served_by
         if key is None or key not in self._pools:
             return

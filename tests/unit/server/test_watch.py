@@ -30,7 +30,7 @@ class Watched:
             exchange = Exchange(lambda: 0.0, status="200", served_by=("m", pool.removeprefix("m/")), usage=Usage(1, 10))
             exchange.acceptance = AcceptanceRecord(10, 40, round(10 * (length - 1)))
             self.now += 1
-            self.watch.see(exchange)
+            self.watch.see("chat", exchange)
 
     def gauge(self, name: str) -> str:
         (line,) = [line for line in self.metrics.exposition().decode().splitlines() if line.startswith(name + "{")]
