@@ -38,6 +38,8 @@ class Replay:
     sent: int = 0
     """Bytes of answers that the network has taken."""
     url: str = ""
+    silent: bool = False
+    """Whether probes get no answer."""
     _asked: set[asyncio.StreamWriter] = field(default_factory=set)
     """Connections on which more than probes came."""
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -71,6 +73,8 @@ class Replay:
         line, _, headers = head.partition(b"\r\n")
         length = next((int(row[15:]) for row in headers.lower().splitlines() if row.startswith(b"content-length:")), 0)
         if line.startswith(b"GET /health"):
+            if self.silent:
+                await reader.readexactly(1)
             writer.write(whole(b"")[0])
             return
         self._asked.add(writer)
