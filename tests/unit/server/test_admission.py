@@ -20,7 +20,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(1, 4), st.integers(0, 6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_places_are_never_too_many_never_idle_and_never_lost(
     steps: list[tuple[str, object]], max_running: int, max_queued: int
 ) -> None:
