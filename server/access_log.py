@@ -20,8 +20,6 @@ from server.reception import Visit
 
 GATHER_S = 0.1
 """How long notes gather before they are written."""
-MAX_WAITING = 10_000
-"""Notes kept for a reader that does not read; further ones are only counted."""
 CLOSE_S = 2.0
 MAX_MODEL_CHARS = 100
 
@@ -69,11 +67,13 @@ class AccessLog:
 
     Args:
         stream: where they go.
+        max_waiting: how many notes are kept for a reader that does not read; further ones are only counted.
     """
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None, max_waiting: int = 10_000):
         self._stream = stream or sys.stderr
         self._notes: queue.SimpleQueue[Note | None] = queue.SimpleQueue()
+        self._max_waiting = max_waiting
         self._dropped = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -83,7 +83,7 @@ class AccessLog:
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
             self._thread.start()
-        if self._notes.qsize() < MAX_WAITING:
+        if self._notes.qsize() < self._max_waiting:
             self._notes.put(Note(route, visit, exchange))
         else:
             self._dropped += 1

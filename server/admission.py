@@ -77,15 +77,26 @@ class Admission:
         if self.running < self.max_running and not self.queued:
             self._enter(place, now)
             return place
-        wait_s = self.expected_wait_s(tenant)
-        if wait_s > self.max_wait_s:
-            raise Overloaded("too_late", wait_s - self.max_wait_s)
-        if self.queued >= self.max_queued and not self._displace(tenant):
-            raise Overloaded("queue_full", self._step_s)
+        refusal = self.refusal(tenant)
+        if refusal is not None:
+            raise refusal
+        if self.queued >= self.max_queued:
+            self._displace()
         self._queues.setdefault(tenant, deque()).append(place)
         self.queued += 1
         self._let_in(now)
         return place
+
+    def refusal(self, tenant: str) -> Overloaded | None:
+        """Why a request that came now would be refused; None when it would be served in time."""
+        if self.running < self.max_running and not self.queued:
+            return None
+        wait_s = self.expected_wait_s(tenant)
+        if wait_s > self.max_wait_s:
+            return Overloaded("too_late", wait_s - self.max_wait_s)
+        if self.queued >= self.max_queued and self._longest <= self.queued_of(tenant) + 1:
+            return Overloaded("queue_full", self._step_s)
+        return None
 
     def leave(self, place: Place, now: float) -> None:
         """Frees a place or takes a request out of the queue; harmless when done twice."""
@@ -136,15 +147,16 @@ class Admission:
                 self._enter(place, now)
                 place.tell()
 
-    def _displace(self, tenant: str) -> bool:
-        """Makes room in a full queue for a tenant that has fewer waiting than another; True when there is room."""
-        longest = max(self._queues.values(), key=len, default=None)
-        if longest is None or len(longest) <= self.queued_of(tenant) + 1:
-            return False
-        place = longest.pop()
+    @property
+    def _longest(self) -> int:
+        """How many wait of the tenant that has the most waiting."""
+        return max(map(len, self._queues.values()), default=0)
+
+    def _displace(self) -> None:
+        """Makes room in a full queue: the latest request of the tenant that has the most waiting goes."""
+        place = max(self._queues.values(), key=len).pop()
         self.queued -= 1
         self._refuse(place, "displaced")
-        return True
 
     def _refuse(self, place: Place, reason: str) -> None:
         place.left = True

@@ -103,6 +103,16 @@ class Door:
         finally:
             self.running -= 1
 
+    def check(self, tenant: str) -> None:
+        """Refuses before its body is read what could not be served in time.
+
+        Raises:
+            Refusal: 503.
+        """
+        overloaded = self.admission.refusal(tenant)
+        if overloaded is not None:
+            raise self._overloaded(overloaded)
+
     @contextmanager
     def read(self) -> Iterator[None]:
         """Holds for as long as a request's body is read.

@@ -84,6 +84,7 @@ class Relay:
         try:
             with self._door.enter():
                 visit.enter()
+                self._door.check(exchange.tenant)
                 check_content_type(scope)
                 settings = self._settings
                 limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s

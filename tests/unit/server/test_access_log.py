@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server import access_log
 from server.acceptance import AcceptanceRecord, Usage
-from server.access_log import AccessLog
+from server.access_log import MAX_MODEL_CHARS, AccessLog
 from server.exchange import CLIENT_GONE, Exchange
 from tests.unit.server.test_reception import House
 
@@ -52,7 +51,7 @@ def test_what_clients_name_cannot_break_a_line(house: House) -> None:
     log = AccessLog(stream)
     log.note("chat", house.asked(model='x"\n{' + "y" * 500), Exchange(status="200"))
     log.close()
-    assert len(str(written(stream)[0]["model"])) == access_log.MAX_MODEL_CHARS
+    assert len(str(written(stream)[0]["model"])) == MAX_MODEL_CHARS
 
 
 def test_a_reader_that_is_gone_stops_nobody(house: House) -> None:
@@ -63,10 +62,9 @@ def test_a_reader_that_is_gone_stops_nobody(house: House) -> None:
     log.close()
 
 
-def test_lines_that_were_too_many_are_counted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_log, "MAX_WAITING", 0)
+def test_lines_that_were_too_many_are_counted(house: House) -> None:
     stream = io.StringIO()
-    log = AccessLog(stream)
+    log = AccessLog(stream, max_waiting=0)
     for _ in range(3):
         log.note("chat", house.visit(), Exchange(status="200"))
     log.close()

@@ -21,7 +21,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_no_minute_holds_more_than_the_limit(steps: list[tuple[str, float]]) -> None:
     """Against a slow reference: every admitted request with the time of its admission and what it was charged in the end."""
     budget, now = Budget(), 0.0
@@ -61,7 +61,7 @@ def _is_full(charged: dict[Booking, tuple[float, int]], now: float, amount: floa
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 60)), min_size=1, max_size=30), st.integers(1, LIMIT))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_after_the_time_that_was_told_it_fits_and_not_before(taken: list[tuple[float, int]], amount: int) -> None:
     window, now = Window(LIMIT), 0.0
     for pause, tokens in taken:

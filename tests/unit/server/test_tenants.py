@@ -35,8 +35,8 @@ def test_keys_are_new_each_time_and_known_by_their_hash() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(file_of(), "at least 1 item"), ("tenants: [", "line"), ("[" * 400, "not valid"), ("2001-99-99", "not valid"),
-     ("[]", "must be a mapping"),
+    [(file_of(), "at least 1 item"), ("tenants: [", "line"), ("[" * 400, "not valid"),
+     ("2001-99-99", "not valid"), ("[]", "must be a mapping"),
      (file_of({"name": "a", "keys": [HASH], "request_per_minute": 3}), "did you mean 'requests_per_minute'"),
      (file_of({"name": "a", "keys": []}), "at least 1 item"), (file_of({"name": "a"}), "'tenants.0.keys'"),
      (file_of({"name": "a b", "keys": [HASH]}), "tenants.0.name"),
