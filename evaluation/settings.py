@@ -28,7 +28,7 @@ class EvaluateSettings(Settings):
 
     tasks: tuple[str, ...] = Field(default=LOCAL_TASKS, min_length=1)
     task_folder: Path = Field(default=TASK_FOLDER, exclude=True)
-    limit: int | None = Field(default=200, ge=2)
+    limit: int | None = Field(default=150, ge=2)
     num_fewshot: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=512, ge=16)

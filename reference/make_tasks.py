@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent / "tasks"
 TRAINED_ON = Path(__file__).parent / "target" / "files.json"
 
 NUM_CHOICES = 4
-EXTRACT_CHARS = 2400
+EXTRACT_CHARS = 1600
 CONTEXT_CHARS = 500
 MIN_CONTEXT_LINES = 6
 LINE_CHARS = range(12, 73)
@@ -57,7 +57,7 @@ def heldout_files(files: Sequence[SourceFile], trained_on: dict[str, dict[str, s
 
 
 def extract(file: SourceFile) -> Item:
-    """Whole lines of a file, about 2,400 characters from a seeded place on, for perplexity."""
+    """Whole lines of a file, about 1,600 characters from a seeded place on, for perplexity."""
     lines = file.text.splitlines(keepends=True)
     total = len(file.text)
     start = random.Random(f"extract-{file.name}").randint(0, max(0, total - EXTRACT_CHARS))
