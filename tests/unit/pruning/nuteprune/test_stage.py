@@ -12,6 +12,8 @@ from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.stage import prune_masks
 from pruning.nuteprune.state import FILE
 from pruning.plan import load_plan
+from pruning.prune import prune_by_plan
+from pruning.settings import read_prune_settings
 from stages import provenance
 from stages.errors import InputError
 from stages.settings import validate
@@ -62,6 +64,13 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     assert curve[0]["sparsity"] < 0.1
     assert not (made["whole"] / FILE).exists()
     assert record["peak_memory_mib"] > 0
+
+
+def test_the_command_finds_the_method_and_a_plan_alone_is_not_carried_out(made, tmp_path):
+    read = read_prune_settings({"method": "nuteprune", "sparsity": 0.2}, "--set")
+    assert isinstance(read, NutePruneSettings)
+    with pytest.raises(InputError, match="the plan alone does not give them again"):
+        prune_by_plan(made["target"], made["whole"], tmp_path / "out")
 
 
 def test_a_finished_run_is_not_run_again(made, monkeypatch):
