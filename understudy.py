@@ -131,7 +131,10 @@ def prune(
     target: Annotated[Path, typer.Argument(help="folder of the target's checkpoint")],
     out: OutOption,
     method: Annotated[
-        str | None, typer.Option(help="depth (layers go), or cfsp, magnitude, wanda_sp, flap (FFNs become narrower)")
+        str | None,
+        typer.Option(
+            help="depth (layers go), cfsp, magnitude, wanda_sp, flap (FFNs become narrower) or nuteprune (masks)"
+        ),
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,
     plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of deciding anew")] = None,
@@ -139,6 +142,8 @@ def prune(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Remove layers or narrow them: decide what stays (or replay a plan) and write the pruned checkpoint."""
+    from pruning.nuteprune.settings import NutePruneSettings
+    from pruning.nuteprune.stage import prune_masks
     from pruning.prune import prune, prune_by_plan
     from pruning.prune_width import prune_width
     from pruning.settings import PruneSettings, WidthSettings, read_prune_settings
@@ -149,10 +154,15 @@ def prune(
         print(f"{out}: {prune_by_plan(target, plan, out).described}")
         return
     settings = read_prune_settings(values_from(config, set_, method=method), str(config) if config else "--set")
-    if isinstance(settings, WidthSettings):
+    if isinstance(settings, WidthSettings | NutePruneSettings):
         if scores:
             raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")
-        print(f"{out}: {prune_width(target, out, settings).described}")
+        narrow = (
+            prune_width(target, out, settings)
+            if isinstance(settings, WidthSettings)
+            else prune_masks(target, out, settings)
+        )
+        print(f"{out}: {narrow.described}")
         return
     assert isinstance(settings, PruneSettings)
     print(f"{out}: {prune(target, out, settings, scores).described}")
@@ -374,7 +384,9 @@ def serve(
 
 
 @app.command()
-def settings(verb: Annotated[str, typer.Argument(help="a stage, or prune-width, compare, verify, serve")]) -> None:
+def settings(
+    verb: Annotated[str, typer.Argument(help="a stage, or prune-width, prune-nuteprune, compare, verify, serve")],
+) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
     from drafts.comparing import CompareSettings
@@ -385,11 +397,12 @@ def settings(verb: Annotated[str, typer.Argument(help="a stage, or prune-width, 
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
     from evaluation.settings import EvaluateSettings
+    from pruning.nuteprune.settings import NutePruneSettings
     from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
     from server.settings import GatewaySettings
 
     known: dict[str, type[Settings]] = {
-        "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings,
+        "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings, "prune-nuteprune": NutePruneSettings,
         "distill": DistillSettings, "recover": RecoverSettings, "merge": MergeSettings, "judge": JudgeSettings,
         "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,

@@ -211,6 +211,10 @@ def prune_by_plan(target: Path, plan_path: Path, out: Path) -> AnyPlan:
     inputs = inputs_of(target, (), plan=_file_in(plan_path, plan.FILE))
     made.check_target(inputs["target"], str(plan_path))
     run = Run("prune", {"plan": made.model_dump(mode="json")}, inputs)
+    if made.method == "nuteprune":
+        raise InputError(
+            f"{plan_path}: nuteprune trains the weights with the masks, the plan alone does not give them again"
+        )
     if isinstance(made, WidthPlan):
         write_width(target, made, run, out)
         return made

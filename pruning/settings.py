@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from pruning.nuteprune.settings import NutePruneSettings
 from stages.errors import InputError
 from stages.settings import Settings, validate
 
@@ -146,6 +147,7 @@ DEPTH = "depth"
 PRUNE_SETTINGS: dict[str, type[Settings]] = {
     **dict.fromkeys((DEPTH, *get_args(Method)), PruneSettings),
     **dict.fromkeys(get_args(WidthSettings.model_fields["method"].annotation), WidthSettings),
+    "nuteprune": NutePruneSettings,
 }
 """The settings of each method of ``prune``."""
 

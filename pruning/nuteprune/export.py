@@ -54,7 +54,11 @@ def _side(name: str, family: Family) -> int | None:
     """The dimension of a weight that is the residual stream's; None for weights without it."""
     if name.endswith(("layernorm.weight", f"{family.norm}.weight")) or re.search(r"\.(o|down)_proj\.", name):
         return 0
-    columns = (r"\.(q|k|v|gate|up)_proj\.weight", f"{re.escape(family.embeddings)}.weight", f"{re.escape(family.head)}.weight")
+    columns = (
+        r"\.(q|k|v|gate|up)_proj\.weight",
+        f"{re.escape(family.embeddings)}.weight",
+        f"{re.escape(family.head)}.weight",
+    )
     return 1 if any(re.search(pattern + "$", name) for pattern in columns) else None
 
 

@@ -107,7 +107,9 @@ class Weights:
     relative: bool = False
 
 
-def learn(resident: Resident, side: Side, batch: Batch, signal: Signal, weights: Weights) -> tuple[Tensor, dict[str, float]]:
+def learn(
+    resident: Resident, side: Side, batch: Batch, signal: Signal, weights: Weights
+) -> tuple[Tensor, dict[str, float]]:
     """The student's pass and its loss: hidden * sum over layers of MSE + kl * T^2 * KL(teacher || student).
 
     Returns:
@@ -126,20 +128,21 @@ def learn(resident: Resident, side: Side, batch: Batch, signal: Signal, weights:
     states = _run(resident, side, batch, see)
     head = resident.family.head_of(resident.model)
     kl = head_kl(states.to(head.weight.device), signal.states.to(head.weight.device), head.weight, weights.temperature)
-    first = differences[0].device if differences else kl.device
-    hidden = torch.stack([one.to(first) for one in differences]).sum() if differences else kl.new_zeros(())
-    _refuse_broken(differences, kl)
-    loss = weights.hidden * hidden.to(kl.device) + weights.kl * weights.temperature**2 * kl
+    by_layer = torch.stack([one.to(kl.device) for one in differences]) if differences else kl.new_zeros(0)
+    _refuse_broken(by_layer.detach(), kl.detach())
+    hidden = by_layer.sum()
+    loss = weights.hidden * hidden + weights.kl * weights.temperature**2 * kl
     return loss, {"hidden": float(hidden.detach()), "kl": float(kl.detach())}
 
 
-def _refuse_broken(differences: list[Tensor], kl: Tensor) -> None:
+def _refuse_broken(differences: Tensor, kl: Tensor) -> None:
     """Raises InputError where a loss is not a number, naming the first layer it comes from."""
-    for layer, difference in enumerate(differences):
-        if not math.isfinite(float(difference.detach())):
-            raise InputError(f"the loss of layer {layer} is not a number; check the target, lower the rates, or use dtype float32")
-    if not math.isfinite(float(kl.detach())):
-        raise InputError("the divergence is not a number; check the target, lower the rates, or use dtype float32")
+    advice = "check the target, lower the rates, or use dtype float32"
+    for layer, difference in enumerate(differences.tolist()):
+        if not math.isfinite(difference):
+            raise InputError(f"the loss of layer {layer} is not a number; {advice}")
+    if not math.isfinite(float(kl)):
+        raise InputError(f"the divergence is not a number; {advice}")
 
 
 def learn_text(resident: Resident, side: Side, batch: Batch) -> tuple[Tensor, dict[str, float]]:

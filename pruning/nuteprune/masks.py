@@ -116,7 +116,9 @@ def sample_all(log_alphas: Masks, generator: torch.Generator) -> Masks:
 
 def deterministic_all(log_alphas: Masks) -> Masks:
     """The deterministic masks, layer by layer."""
-    groups, neurons = (torch.stack([deterministic(row) for row in rows]) for rows in (log_alphas.groups, log_alphas.neurons))
+    groups, neurons = (
+        torch.stack([deterministic(row) for row in rows]) for rows in (log_alphas.groups, log_alphas.neurons)
+    )
     return Masks(groups, neurons, None if log_alphas.hidden is None else deterministic(log_alphas.hidden))
 
 

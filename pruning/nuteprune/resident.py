@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 from pruning.families import family_of
 from pruning.nuteprune.masks import Masks
 
-PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+PARTS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 """The linear parts of a layer."""
 SEARCHED = ("self_attn.q_proj", "self_attn.v_proj")
 """The parts that have low-rank matrices while masks are searched; afterwards all have."""
@@ -38,7 +46,10 @@ class Side:
 
     def copied(self, device: torch.device | str) -> Side:
         """A copy on a device that no later step changes, without gradient."""
-        lora = {place: (a.detach().to(device, copy=True), b.detach().to(device, copy=True)) for place, (a, b) in self.lora.items()}
+        lora = {
+            place: (a.detach().to(device, copy=True), b.detach().to(device, copy=True))
+            for place, (a, b) in self.lora.items()
+        }
         return Side(self.masks.copied(device) if self.masks else None, lora)
 
 
@@ -63,25 +74,26 @@ class Worn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """m_out * (W (m_in * x) + scale B A (m_in * x))."""
         if self.inputs is not None:
-            x = x * self.inputs.to(x.dtype)
+            x = x * self.inputs.to(x)
         y: Tensor = self.base(x)
         if self.lora is not None:
-            a, b = (matrix.to(x.dtype) for matrix in self.lora)
+            a, b = (matrix.to(x) for matrix in self.lora)
             y = y + self.scale * functional.linear(functional.linear(x, a), b)
-        return y if self.outputs is None else y * self.outputs.to(y.dtype)
+        return y if self.outputs is None else y * self.outputs.to(y)
 
     @torch.no_grad()
     def fold(self) -> nn.Linear:
         """Writes what is worn into the base's own weights, and returns it: the only place that changes them."""
         weight = self.base.weight.float()
         if self.lora is not None:
-            weight = weight + self.scale * self.lora[1].float() @ self.lora[0].float()
+            a, b = (matrix.to(weight) for matrix in self.lora)
+            weight = weight + self.scale * b @ a
         if self.inputs is not None:
-            weight = weight * self.inputs
+            weight = weight * self.inputs.to(weight)
         if self.outputs is not None:
-            weight = weight * self.outputs[:, None]
+            weight = weight * self.outputs.to(weight)[:, None]
             if self.base.bias is not None:
-                self.base.bias.mul_(self.outputs)
+                self.base.bias.mul_(self.outputs.to(self.base.bias))
         self.base.weight.copy_(weight)
         return self.base
 
@@ -105,7 +117,7 @@ class Resident:
 
     def narrowed(self, states: Tensor) -> Tensor:
         """States [..., D] times the mask of hidden dimensions, where one is worn."""
-        return states if self.hidden is None else states * self.hidden.to(states.dtype)
+        return states if self.hidden is None else states * self.hidden.to(states)
 
     def new_lora(self, parts: Sequence[str], rank: int, generator: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
         """Fresh low-rank matrices for these parts of every layer: A uniform as in LoRA's own code, B zero."""
@@ -125,7 +137,9 @@ class Resident:
         for index, (groups, neurons) in enumerate(zip(masks.groups, masks.neurons, strict=True)):
             heads = groups.repeat_interleave(num_heads // len(groups) * head_dim)
             self.parts[f"{index}.self_attn.o_proj"].inputs = heads
-            self.parts[f"{index}.mlp.down_proj"].inputs = neurons  # as if on up's outputs: nothing nonlinear lies between
+            self.parts[
+                f"{index}.mlp.down_proj"
+            ].inputs = neurons  # as if on up's outputs: nothing nonlinear lies between
             if self.neuron_mask == "gate_and_up":
                 self.parts[f"{index}.mlp.gate_proj"].outputs = neurons
             for part in ("self_attn.o_proj", "mlp.down_proj"):
@@ -137,10 +151,9 @@ class Resident:
         """Within it, the model is the base with ``side``."""
         try:
             if side.masks is not None:
-                self._wear_masks(side.masks.on(self.model.device))
-            for place, (a, b) in side.lora.items():
-                device = self.parts[place].base.weight.device
-                self.parts[place].lora, self.parts[place].scale = (a.to(device), b.to(device)), self.scale
+                self._wear_masks(side.masks)
+            for place, matrices in side.lora.items():
+                self.parts[place].lora, self.parts[place].scale = matrices, self.scale
             yield self.model
         finally:
             self.hidden = None
@@ -161,7 +174,7 @@ class Resident:
             if self.hidden is not None:
                 weights = [self.model.get_input_embeddings().weight, self.family.head_of(self.model).weight]
                 for weight in weights[: 1 if weights[0] is weights[1] else 2]:
-                    weight.mul_(self.hidden)
+                    weight.mul_(self.hidden.to(weight))
         for handle in self._handles:
             handle.remove()
         return self.model

@@ -38,7 +38,8 @@ class NutePruneSettings(Settings):
         exact: bring the widths to the wanted sparsity before fine-tuning; otherwise they are the masks' own.
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
-        multiplier_rate: learning rate of the Lagrangian's multipliers (no source gives it; the masks' one).
+        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; with the masks' 0.1 they come
+            too late for a search of some hundred steps.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.
@@ -48,7 +49,7 @@ class NutePruneSettings(Settings):
         batch_tokens: padded tokens in a batch.
         check_share: share of the text kept out of training to report divergence on.
         dtype: type of the resident base.
-        mixed_precision: ``bf16`` multiplies matrices in bfloat16.
+        mixed_precision: ``bf16`` multiplies matrices in bfloat16; ``auto`` where the hardware does that itself.
     """
 
     method: Literal["nuteprune"] = "nuteprune"
@@ -69,7 +70,7 @@ class NutePruneSettings(Settings):
     multiple_of: Count = 1
     initial_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
     mask_rate: Rate = 0.1
-    multiplier_rate: Rate = 0.1
+    multiplier_rate: Rate = 1.0
     lora_rank: Count = 8
     lora_alpha: Rate = 16.0
     lora_rate: Rate = 1e-3
@@ -80,12 +81,12 @@ class NutePruneSettings(Settings):
     temperature: Rate = 2 / 3
     finetune_loss: Literal["distill", "text"] = "distill"
     sequence_length: Annotated[int, Field(ge=8)] = 256
-    batch_tokens: Annotated[int, Field(ge=16)] = 2048
+    batch_tokens: Annotated[int, Field(ge=16)] = 1024
     check_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    mixed_precision: Literal["bf16", "no"] = "bf16"
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     checkpoint_every_s: Rate = 120.0
 
     @model_validator(mode="after")

@@ -128,7 +128,9 @@ def check_reachable(wanted: float, units: Units, export: Export, multiple: int, 
         InputError: with the nearest reachable one.
     """
     if units.neurons % multiple:
-        raise InputError(f"multiple_of = {multiple} does not divide the target's {units.neurons} channels; give a divisor")
+        raise InputError(
+            f"multiple_of = {multiple} does not divide the target's {units.neurons} channels; give a divisor"
+        )
     nearest = _reachable(wanted, units, export, multiple)
     if abs(nearest - wanted) > TOLERANCE and not hidden:
         raise InputError(
@@ -182,7 +184,13 @@ def uniform_counts(mean_groups: float, hidden: int, units: Units, wanted: float,
 
 
 def final_counts(
-    groups: Sequence[int], neurons: Sequence[int], hidden: int, units: Units, wanted: float, export: Export, multiple: int
+    groups: Sequence[int],
+    neurons: Sequence[int],
+    hidden: int,
+    units: Units,
+    wanted: float,
+    export: Export,
+    multiple: int,
 ) -> tuple[list[int], list[int]]:
     """Groups and neurons of each layer in the exported model: what the masks left on, brought to the wanted sparsity.
 

@@ -122,11 +122,15 @@ def load(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = torch.load(folder / FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises whatever a damaged file makes it
-        raise InputError(f"{folder / FILE}: the checkpoint of an interrupted run cannot be read; delete {folder}") from error
+        raise InputError(
+            f"{folder / FILE}: the checkpoint of an interrupted run cannot be read; delete {folder}"
+        ) from error
     for part, word in (("settings", "setting"), ("inputs", "input")):
         before, now = values["identity"][part], identity[part]
         for key in sorted({*before, *now} - {*HARMLESS}):
             if before.get(key) != now.get(key):
                 was, given = (str(one.get(key))[:40] for one in (before, now))
-                raise InputError(f"{word} '{key}' changed since the interrupted run: it was {was}, now {given}; {advice}")
+                raise InputError(
+                    f"{word} '{key}' changed since the interrupted run: it was {was}, now {given}; {advice}"
+                )
     return values

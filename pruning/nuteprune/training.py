@@ -71,10 +71,11 @@ class Trainer:
         return {"lora": torch.optim.AdamW(matrices, lr=self.settings.finetune_rate, weight_decay=0.0)}
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Multiplies matrices in bfloat16 where the settings say so."""
-        if self.settings.mixed_precision == "no":
+        """Multiplies matrices in bfloat16 where the settings say so, or the hardware does it itself."""
+        wanted, device = self.settings.mixed_precision, self.resident.model.device.type
+        if wanted == "no" or (wanted == "auto" and not fast_bfloat16(device)):
             return nullcontext()
-        return torch.autocast(self.resident.model.device.type, dtype=torch.bfloat16)
+        return torch.autocast(device, dtype=torch.bfloat16)
 
     def done(self) -> float:
         """Share of the budget used: of steps, tokens or seconds, whichever is further."""
@@ -209,6 +210,13 @@ class Trainer:
         with self.autocast():
             student = Side(self.state.final, self.state.lora)
             self.state.figures[name] = loss.check(self.resident, student, list(batches))
+
+
+def fast_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 itself; a CPU without the instructions takes ten times as long as for float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported()) if device == "cpu" else False
 
 
 def note(position: Position, seen: dict[str, Any]) -> str:

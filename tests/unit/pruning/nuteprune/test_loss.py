@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from pruning.calibration import Batch, pad
 from pruning.nuteprune.loss import Signal, Weights, check, head_kl, learn, learn_text, teach
-from pruning.nuteprune.resident import INTACT, Resident
+from pruning.nuteprune.resident import INTACT, Resident, Side
 from stages.errors import InputError
 
 from .. import pico
@@ -33,19 +33,21 @@ def test_the_divergence_and_its_gradient_equal_the_formula(num_tokens):
     torch.testing.assert_close(found.grad, slow.grad, atol=1e-5, rtol=1e-4)
 
 
-def slow_loss(resident: Resident, version, batch: Batch) -> float:
-    """0.9 * sum over layers of MSE + 0.1 * T^2 * KL, from hooks of its own, on whole logits."""
-    found = {}
-    for name, side in (("teacher", INTACT), ("student", version)):
-        states: list[torch.Tensor] = []
-        handles = [
-            layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in resident.model.model.layers
-        ]
-        with resident.wearing(side) as model, torch.no_grad():
-            found[name] = (states, model(input_ids=batch.input_ids).logits)
-        for handle in handles:
-            handle.remove()
-    (taught, wanted), (learned, given) = found["teacher"], found["student"]
+def whole_pass(resident: Resident, side: Side) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Each layer's output and all logits, from hooks of its own."""
+    states: list[torch.Tensor] = []
+    layers = resident.model.model.layers
+    handles = [layer.register_forward_hook(lambda _, __, output: states.append(output)) for layer in layers]
+    with resident.wearing(side) as model, torch.no_grad():
+        logits = model(input_ids=BATCH.input_ids).logits
+    for handle in handles:
+        handle.remove()
+    return states, logits
+
+
+def slow_loss(resident: Resident, version: Side) -> float:
+    """0.9 * sum over layers of MSE + 0.1 * T^2 * KL, on whole logits."""
+    (taught, wanted), (learned, given) = (whole_pass(resident, side) for side in (INTACT, version))
     total = sum(float(functional.mse_loss(a, b)) for a, b in zip(learned, taught, strict=True))
     log_p, log_q = (functional.log_softmax(one / (2 / 3), -1) for one in (wanted, given))
     kl = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
@@ -59,7 +61,7 @@ def test_the_loss_equals_its_formula(hidden):
     signal = teach(resident, INTACT, BATCH)
     assert len(signal.hidden) == pico.LAYERS
     loss, parts = learn(resident, version, BATCH, signal, WEIGHTS)
-    assert float(loss.detach()) == pytest.approx(slow_loss(resident, version, BATCH), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(slow_loss(resident, version), rel=1e-4)
     assert float(loss.detach()) == pytest.approx(0.9 * parts["hidden"] + 0.1 * 4 / 9 * parts["kl"], rel=1e-4)
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from pruning.calibration import Batch
 from pruning.nuteprune.loss import Weights, learn, teach
 from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import INTACT, SEARCHED, Resident, Side
-from pruning.calibration import Batch
 
 from .. import pico
 from . import versions
@@ -68,7 +68,7 @@ def test_teacher_and_student_are_one_base_in_memory():
     loss, _ = learn(resident, student, batch, signal, Weights(0.9, 0.1, 2 / 3))
     loss.backward()
     assert used["teacher"] == used["student"]
-    base = [parameter for parameter in resident.model.parameters()]
+    base = list(resident.model.parameters())
     assert {parameter.data_ptr() for parameter in base} >= used["teacher"]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in base)
     assert all(matrix.grad is not None for pair in student.lora.values() for matrix in pair)

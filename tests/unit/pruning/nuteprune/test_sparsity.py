@@ -64,9 +64,7 @@ def test_expected_is_the_mean_of_what_draws_remove():
     assert float(expected(alphas, UNITS)) == pytest.approx(total / 400, abs=0.01)
 
 
-@given(
-    st.lists(st.integers(1, 48), min_size=1, max_size=9), st.sampled_from([1, 2, 4, 8]), st.floats(0.05, 1.0)
-)
+@given(st.lists(st.integers(1, 48), min_size=1, max_size=9), st.sampled_from([1, 2, 4, 8]), st.floats(0.05, 1.0))
 def test_apportioned_widths_meet_the_total_in_multiples_within_bounds(sizes, multiple, share):
     total = max(share * 48, multiple) * len(sizes)
     found = apportion([max(size, multiple) for size in sizes], total, multiple, 48)

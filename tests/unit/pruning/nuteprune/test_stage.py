@@ -19,7 +19,7 @@ from stages.settings import validate
 from .. import pico
 
 FEW = {
-    "sparsity": 0.3, "steps": 36, "finetune_share": 0.25, "initial_drop": 0.2, "mask_rate": 0.3, "multiplier_rate": 0.3,
+    "sparsity": 0.3, "steps": 54, "finetune_share": 0.12, "mask_rate": 0.5, "multiplier_rate": 0.6,
     "snapshot_every": 0.03, "teacher_gap": 2, "sequence_length": 16, "batch_tokens": 64, "mixed_precision": "no",
     "multiple_of": 4,
 }  # fmt: skip
@@ -44,7 +44,7 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     record = provenance.read(made["whole"])
     assert record is not None
     figures, curve = record["figures"], record["curve"]
-    assert figures["expected_sparsity"] == pytest.approx(0.3, abs=0.05)
+    assert figures["expected_sparsity"] == pytest.approx(0.3, abs=0.05)  # the Lagrangian alone
     assert figures["realised_sparsity"] == pytest.approx(0.3, abs=0.02)
     plan = load_plan(made["whole"])
     assert plan.realised_sparsity == figures["realised_sparsity"]
@@ -59,7 +59,7 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     assert all(width % 4 == 0 for width in plan.widths)
     assert figures["num_snapshots"] >= 3
     assert {"intact"} < {str(step["teacher"]) for step in curve}
-    assert [step["sparsity"] for step in curve if "sparsity" in step][0] < 0.1
+    assert curve[0]["sparsity"] < 0.1
     assert not (made["whole"] / FILE).exists()
     assert record["peak_memory_mib"] > 0
 
@@ -85,7 +85,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(made, tmp_path, monkeypatc
         prune_masks(made["target"], tmp_path / "out", settings(made["text"]))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(training.Trainer, phase, real)
-    with pytest.raises(InputError, match=r"setting 'mask_rate' changed since the interrupted run: it was 0\.3, now 0\.2"):
+    with pytest.raises(
+        InputError, match=r"setting 'mask_rate' changed since the interrupted run: it was 0\.5, now 0\.2"
+    ):
         prune_masks(made["target"], tmp_path / "out", settings(made["text"], mask_rate=0.2))
     prune_masks(made["target"], tmp_path / "out", settings(made["text"], checkpoint_every_s=99))
     whole, halved = (checkpoint.load_model(folder) for folder in (made["whole"], tmp_path / "out"))
@@ -167,7 +169,7 @@ def test_settings_outside_their_range_are_refused(values, said):
 def test_architectures_that_do_not_fit_are_named(made, tmp_path):
     qwen2 = next(case for case in pico.CASES if case.name == "qwen2-tied")
     target = pico.save(qwen2.model(), tmp_path / "qwen2")
-    with pytest.raises(InputError, match="hidden: .* Qwen2ForCausalLM"):
+    with pytest.raises(InputError, match=r"hidden: .* Qwen2ForCausalLM"):
         prune_masks(target, tmp_path / "out", settings(made["text"], hidden=True))
     with pytest.raises(InputError, match="method nuteprune needs a model whose layers have one shape"):
         prune_masks(made["whole"], tmp_path / "out", settings(made["text"]))

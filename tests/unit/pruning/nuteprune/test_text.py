@@ -35,7 +35,10 @@ def test_an_epoch_holds_every_window_once_in_an_order_of_its_own():
         rows = []
         for batch in text.epoch(found, 64, seed=0, number=number):
             assert batch.input_ids.numel() <= 64
-            rows += [tuple(row[mask.bool()].tolist()) for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+            rows += [
+                tuple(row[mask.bool()].tolist())
+                for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+            ]
         assert sorted(rows) == sorted(found)
     first, again, second = (
         [batch.input_ids.tolist() for batch in text.epoch(found, 64, 0, number)] for number in (0, 0, 1)

@@ -7,10 +7,9 @@ import torch
 from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import PARTS, Resident, Side, parameters_of
 from pruning.nuteprune.settings import NutePruneSettings
-from pruning.nuteprune.sparsity import units_of
+from pruning.nuteprune.sparsity import final_masks, units_of
 from pruning.nuteprune.stage import plan_of
 from pruning.plan import WidthPlan
-from pruning.nuteprune.sparsity import final_masks
 from stages.provenance import Run
 from tests.unit.pruning import pico
 
