@@ -132,8 +132,8 @@ def carry_out(model: PreTrainedModel, plan: WidthPlan) -> PreTrainedModel:
     Raises:
         InputError: the plan does not fit the model, or no plain model has its shape.
     """
-    config_class = type(model.config) if plan.export == "uniform" else RAGGED[type(model.config)]
     values = narrow_config(model.config.to_dict(), plan)
+    config_class = type(model.config) if plan.export == "uniform" else RAGGED[type(model.config)]
     return _filled(model, config_class.from_dict(values), plan.kept_channels, plan.kept_groups, plan.down_bias)
 
 

@@ -202,12 +202,12 @@ def read_served(path: Path, name: str | None = None, max_model_len: int | None =
             )
         return read_pair(path)
     folder = path.resolve()
-    longest = _read_object(folder / "config.json", "a checkpoint").get("max_position_embeddings")
-    if max_model_len is None and not isinstance(longest, int):
+    longest = max_model_len or _read_object(folder / "config.json", "a checkpoint").get("max_position_embeddings")
+    if not isinstance(longest, int):
         raise InputError(f"{path}: its config.json has no max_position_embeddings; give --max-model-len")
     target = Checkpoint(path=folder, sha256=checkpoint_hash(folder), tokenizer_sha256=tokenizer_hash(folder))
     serving = ServingFile(
-        schema_version=1, served_model_name=name or folder.name, target=target, max_model_len=max_model_len or longest,
+        schema_version=1, served_model_name=name or folder.name, target=target, max_model_len=longest,
         reason="a checkpoint without a draft",
     )  # fmt: skip
     return Pair(file=folder / "config.json", serving=serving, target=folder, draft=None)

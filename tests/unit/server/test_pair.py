@@ -138,7 +138,7 @@ def test_a_checkpoint_alone_is_served_without_a_draft(serving: dict[str, Any], w
     assert read_served(folder, "mine", 32).serving.served_model_name == "mine"
     pair = write(serving)
     assert read_served(pair) == read_pair(pair)
-    with pytest.raises(InputError, match="is a pair, .* leave --max-model-len out"):
+    with pytest.raises(InputError, match=r"is a pair, .* leave --max-model-len out"):
         read_served(pair, max_model_len=32)
     with pytest.raises(InputError, match=r"serving\.json: no such file"):
         read_served(tmp_path)
