@@ -44,7 +44,7 @@ def scoring_over_forward(target: Path, settings: WidthSettings, repeats: int) ->
 
 
 def peak_mib(kind: str, target: Path) -> float:
-    """Memory beyond imports that one kind of ``benchmarks.nuteprune_memory`` takes, in a process of its own: a peak never comes down."""
+    """Memory beyond imports of one kind of ``benchmarks.nuteprune_memory``, in a process of its own: a peak never comes down."""
     command = [sys.executable, "-m", "benchmarks.nuteprune_memory", "--target", str(target), "--kind", kind]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode:
