@@ -43,16 +43,11 @@ def scoring_over_forward(target: Path, settings: WidthSettings, repeats: int) ->
     return ratios
 
 
-def peak_ratio(target: Path, prompts: Path, steps: int) -> float:
-    """NutePrune's peak memory over that of fine-tuning the same model on batches of the same size."""
-    peaks = [_peak_of(what, target, prompts, steps) for what in ("nuteprune", "finetune")]
-    return peaks[0] / peaks[1]
-
-
-def _peak_of(what: str, target: Path, prompts: Path, steps: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.three_memory", what, str(target), str(prompts), str(steps)]
+def peak_mib(kind: str, target: Path) -> float:
+    """Memory beyond imports of one kind of ``benchmarks.nuteprune_memory``, in a process of its own: a peak never comes down."""
+    command = [sys.executable, "-m", "benchmarks.nuteprune_memory", "--target", str(target), "--kind", kind]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise EngineError(f"the process that measures the memory of {what} ended with {done.returncode}: {last}")
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+        raise EngineError(f"the process that measures the memory of {kind!r} ended with {done.returncode}: {last}")
+    return float(json.loads(done.stdout.strip().splitlines()[-1])["above_imports_mib"])

@@ -94,7 +94,6 @@ class Grid(Settings):
     served_at_once: int = 3
     enforce_eager: bool = False
     cost_repeats: int = 7
-    cost_steps: int = 6
 
 
 FULL = Grid(quick=False, seeds=(0, 1, 2))
@@ -103,7 +102,7 @@ QUICK = Grid(
     structured_sparsities=(0.25,), served=(("depth:pruned", 0.25, "uniform"), ("cfsp:paper", 0.5, "uniform")),
     calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000, nuteprune_steps=10,
     judged_prompts=12, served_prompts=4, served_tokens=24, served_repeats=1, served_at_once=2, enforce_eager=True,
-    cost_repeats=3, cost_steps=2,
+    cost_repeats=3,
 )  # fmt: skip
 
 

@@ -121,9 +121,22 @@ def by_export(rows: Rows) -> str:
 
 def costs(rows: Rows) -> str:
     """Wall times and ratios."""
-    metrics = ("prune_s", "recover_s", "scoring_over_forward", "peak_memory_over_finetuning")
+    metrics = (
+        "prune_s",
+        "recover_s",
+        "scoring_over_forward",
+        "peak_memory_over_finetuning",
+        "peak_memory_with_two_models",
+    )
     found = figures(rows, "cost")
-    heads = [*NAMES, "pruning s", "recovery s", "scoring / forward", "peak / fine-tuning step"]
+    heads = [
+        *NAMES,
+        "pruning s",
+        "recovery s",
+        "scoring / forward",
+        "peak / fine-tuning step",
+        "peak with a second model",
+    ]
     return _lines(heads, [[*_named(key), *(cell(own.get(m), "{:.2f}") for m in metrics)] for key, own in found.items()])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from benchmarks.three_cost import peak_ratio, scoring_over_forward
+from benchmarks.three_cost import peak_mib, scoring_over_forward
 from benchmarks.three_grid import FULL, QUICK, Cell, Grid, cells_of, row
 from benchmarks.three_models import ROOT, TARGET, Workshop, seconds_of
 from drafts.cells import Asking, ask_methods, blocks_of, conditions_of, rows_of
@@ -171,8 +171,9 @@ class Measuring:
             ratios = scoring_over_forward(TARGET, settings, self.grid.cost_repeats)
             rows.append(row(cell, "scoring_over_forward", statistics.median(ratios), min(ratios), max(ratios)))
         if cell.method == "nuteprune:numerous":
-            peak = peak_ratio(TARGET, self.shop.prompts, self.grid.cost_steps)
-            rows.append(row(cell, "peak_memory_over_finetuning", peak))
+            plain = peak_mib("plain", TARGET)
+            rows.append(row(cell, "peak_memory_over_finetuning", peak_mib("nuteprune", TARGET) / plain))
+            rows.append(row(cell, "peak_memory_with_two_models", peak_mib("second_model", TARGET) / plain))
         return rows
 
     def measure(self, cell: Cell, folder: Path) -> Rows:

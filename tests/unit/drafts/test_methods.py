@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from drafts.methods import NGRAM, SUFFIX, Method, Serving, draft_method
+from drafts.methods import NGRAM, SUFFIX, EngineOptions, Method, Serving, _engine, draft_method
 from server.in_engine.suffix_cache import SuffixCacheExtension
+from server.launching import launch_program
 from stages.errors import EngineError
 
 
@@ -73,3 +75,11 @@ def test_a_cache_is_replaced_by_an_empty_one_of_its_kind() -> None:
     extension.forget_suffixes()
     new = extension.model_runner.drafter.suffix_cache
     assert (new.max_tree_depth, new.max_cached_requests, new.seen) == (24, 100, [])
+
+
+def test_a_method_can_serve_another_model_than_the_target(tmp_path: Path) -> None:
+    options = EngineOptions(64, 2)
+    for method, model in ((Method("plain"), "target"), (Method("ragged", model=Path("pruned")), "pruned")):
+        engine = _engine(Path("target"), method, tmp_path, options, launch_program)
+        assert engine.settings.model == Path(model)
+        assert engine.settings.speculative_config is None
