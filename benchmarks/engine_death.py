@@ -128,7 +128,7 @@ def main() -> None:
     port = choose_port(None)
     engine, ended, told, back = start_engine(port), list[bool](), list[float](), list[float]()
     try:
-        with background_gateway(f"http://127.0.0.1:{port}", "m") as url:
+        with background_gateway(f"http://127.0.0.1:{port}", "m", probe_every_s=0.5) as url:
             for _ in range(num_trials):
                 engine, all_ended, told_s, back_s = asyncio.run(trial(url, port, engine))
                 ended.append(all_ended)

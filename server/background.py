@@ -24,6 +24,8 @@ from server.settings import GatewaySettings
 from stages.errors import EngineError
 
 STOP_S = 10.0
+UNDISTURBED = {"probe_every_s": 5.0, "stuck_s": 3600.0}
+"""Settings for an engine that is being measured: few probes, and no token of the gateway's own."""
 
 
 def _child_environment() -> dict[str, str]:
@@ -71,7 +73,7 @@ def background_gateway(
     Raises:
         EngineError: when the gateway does not come up.
     """
-    fields = {"port": 0, **more, "engine_url": engine_url, "served_model_name": served_model_name}
+    fields = {"port": 0, **UNDISTURBED, **more, "engine_url": engine_url, "served_model_name": served_model_name}
     settings = GatewaySettings.model_validate({**fields, "draft_name": draft_name})
     child = subprocess.Popen(
         [sys.executable, "-m", "server.background"], env=_child_environment(),

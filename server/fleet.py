@@ -97,6 +97,11 @@ class Fleet:
         admitted = len(self.members) == 1 or member.breaker.admits(now_s)
         return member.fit.is_set() and health.well and admitted
 
+    def can_take(self, engine: str, now_s: float) -> bool:
+        """Whether an engine can be given one more request."""
+        state = self._state(self.members[engine], (), now_s)
+        return state.usable and not state.full
+
     def unserved(self) -> list[str]:
         """The models that no engine is up for."""
         models = dict.fromkeys(pool.model for pool in self.pools)
@@ -176,8 +181,7 @@ class Attempt:
         late = now_s - self._began_s > self._fleet.settings.retry_within_s
         if late or self._refused_by_engine:
             return None
-        members = self._fleet.members
-        left = [one for one in self._rest if self._fleet.usable(members[one.engine], now_s)]
+        left = [one for one in self._rest if self._fleet.can_take(one.engine, now_s)]
         return Attempt(self._fleet, left, self._hashes, self._began_s) if left else None
 
     def retried(self) -> None:

@@ -54,8 +54,8 @@ class Health:
             self.reachable = self.answered = True
         elif probe is Probe.GONE or self._silent >= SILENT_PROBES:
             self.reachable = False
-        if self.reachable is False and before is not False:
-            self.away += 1
+        if self.reachable is False:
+            self.away += before is True
             self.stuck = False
 
     @property

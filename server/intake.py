@@ -12,6 +12,9 @@ from server.settings import GatewaySettings
 from stages.errors import EngineError
 from stages.progress import log
 
+AGAIN = {"num_sequences": 4}
+"""Options of the check for an engine that has passed before."""
+
 
 def _key(entry: EngineEntry, settings: GatewaySettings) -> str | None:
     key = entry.api_key or settings.engine_api_key
@@ -30,8 +33,13 @@ async def check_name(entry: EngineEntry, settings: GatewaySettings) -> None:
         raise EngineError(f"it serves {', '.join(names) or 'nothing'}, not {entry.served_model}; correct its 'model'")
 
 
-async def check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None:
+async def check_sampling(entry: EngineEntry, settings: GatewaySettings, is_back: bool = False) -> None:
     """Refuses an engine that does not sample as its target does.
+
+    Args:
+        entry: which engine.
+        settings: the gateway's.
+        is_back: it has passed before; a third of the samples will do then, because its model waits for it.
 
     Raises:
         CheckFailed: it does not.
@@ -39,6 +47,8 @@ async def check_sampling(entry: EngineEntry, settings: GatewaySettings) -> None:
     """
     who = f"engine {entry.name}" if settings.engines else "engine"
     log(f"{who}: checking that sampling follows the target")
-    work = partial(check_engine, entry.url, entry.served_model, api_key=_key(entry, settings))
+    work = partial(
+        check_engine, entry.url, entry.served_model, api_key=_key(entry, settings), **(AGAIN if is_back else {})
+    )
     check = await asyncio.wrap_future(asking.start(work))
     log(f"{who}: {check.line()}")

@@ -122,6 +122,7 @@ class Service:
         self._check_sampling = check_sampling
         self._door = Door(settings.max_in_flight, settings.retry_after_s, Phase.STARTING)
         self._fleet: Fleet
+        self._passed: set[str] = set()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reread = reread
@@ -208,12 +209,15 @@ class Service:
         if self._settings.engines:
             await check_name(entry, self._settings)
         if self._check_sampling and entry.draft is not None:
-            await check_sampling(entry, self._settings)
+            await check_sampling(entry, self._settings, is_back=entry.name in self._passed)
+            self._passed.add(entry.name)
 
     async def _check(self) -> None:
         """The sampling check; an engine that dies of it is told of with its last lines."""
         try:
-            await check_sampling(self._settings.entries()[0], self._settings)
+            entry = self._settings.entries()[0]
+            await check_sampling(entry, self._settings)
+            self._passed.add(entry.name)
         except EngineError as error:
             await self._find_dead("while its sampling was checked")
             name = self._settings.served_model_name

@@ -36,6 +36,8 @@ class Replay:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
+    silent: bool = False
+    """Whether probes get no answer."""
     _asked: set[asyncio.StreamWriter] = field(default_factory=set)
     """Connections on which more than probes came."""
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -69,6 +71,8 @@ class Replay:
         line, _, headers = head.partition(b"\r\n")
         length = next((int(row[15:]) for row in headers.lower().splitlines() if row.startswith(b"content-length:")), 0)
         if line.startswith(b"GET /health"):
+            if self.silent:
+                await reader.readexactly(1)
             writer.write(whole(b"")[0])
             return
         self._asked.add(writer)

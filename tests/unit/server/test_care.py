@@ -13,7 +13,9 @@ from server.engine_list import EngineEntry
 from server.errors import Refusal
 from server.facts import Facts
 from server.fleet import Fleet
+from server.health import Probe
 from server.settings import GatewaySettings
+from server.upstream import EngineFailed
 from stages.errors import CheckFailed, EngineError
 from tests.unit.server.replay import Replay
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def fleet(intake: care.Intake, *engines: Replay) -> AsyncIterator[Fleet]:
     entries = [{"name": f"e{i}", "url": engine.url, "model": "m", "draft": "d"} for i, engine in enumerate(engines)]
-    settings = GatewaySettings.model_validate({"engines": entries, "probe_every_s": 0.01})
+    settings = GatewaySettings.model_validate({"engines": entries, "probe_every_s": 0.01, "probe_timeout_s": 0.2})
     opened = Fleet(settings, intake)
     await opened.open()
     try:
@@ -91,6 +93,35 @@ async def test_an_engine_that_fails_the_check_stays_out_until_it_was_restarted_a
         await until(lambda: one.members["e0"].health.away == 1)
         async with first.running():
             await until(lambda: one.members["e0"].up)
+
+
+async def test_an_engine_that_only_was_silent_is_the_same_as_before() -> None:
+    asked: list[str] = []
+
+    async def intake(entry: EngineEntry) -> None:
+        asked.append(entry.name)
+
+    engine = Replay()
+    async with engine.running(), fleet(intake, engine) as one:
+        await one.until_one_is_fit()
+        engine.silent = True
+        await until(lambda: not serves(one))
+        engine.silent = False
+        await until(lambda: serves(one))
+        assert asked == ["e0"]
+
+
+def test_the_only_engine_is_spared_when_it_is_away_and_only_if_it_can_tell() -> None:
+    one = Fleet(GatewaySettings(engine_url="http://127.0.0.1:1"))
+    (member,) = one.members.values()
+    for probe, served in ((Probe.GONE, True), (Probe.WELL, True), (Probe.GONE, False)):
+        member.health.probed(probe)
+        assert serves(one) is served
+    member.health.probed(Probe.WELL)
+    for _ in range(10):
+        with suppress(EngineFailed), one.attempt(Facts()):
+            raise EngineFailed
+    assert serves(one), "its breaker is only shown: nobody else could be asked"
 
 
 async def test_an_engine_that_cannot_be_asked_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,22 @@ def test_an_engine_that_dies_of_the_check_shows_its_last_lines(tmp_path: Path) -
     engine.stop()
 
 
+def test_an_engine_that_is_back_is_checked_with_fewer_samples() -> None:
+    sampler, sizes = samplers.Sampler(), list[int]()
+    answer = sampler.complete
+    sampler.complete = lambda body: sizes.append(body["n"]) or answer(body)  # type: ignore[method-assign, func-returns-value]
+    with samplers.serve(sampler) as url:
+        entry = {"name": "a", "url": url, "model": "model", "draft": "d"}
+        service = Service(GatewaySettings.model_validate({"engines": [entry]}), None, check_sampling=True)
+
+        async def twice() -> None:
+            for _ in range(2):
+                await service._intake(service._settings.engines[0])
+
+        asyncio.run(twice())
+    assert sizes == [12] * 8 + [4] * 8
+
+
 def test_a_gateway_in_the_background() -> None:
     with background_gateway("http://127.0.0.1:1", "m", "d") as url, urllib.request.urlopen(f"{url}/health") as answer:
         assert answer.status == 200
