@@ -38,8 +38,10 @@ class Admin:
         )
 
     async def reload(self, request: Request) -> Response:
-        """Reads the tenants file again; 422 when it is bad and the old one stays in force."""
+        """Reads settings and tenants again, as SIGHUP does; 422 when the tenants file is bad and the old one stays in force."""
         access = self._gateway.access
+        if self._gateway.reload_settings is not None:
+            self._gateway.reload_settings()
         if access.path is None:
             refusal = errors.Refusal(404, "there is no tenants file to read; start with --tenants FILE", "no_file")
             return errors.response(refusal)

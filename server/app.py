@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -68,6 +68,8 @@ class Gateway:
         self.reception = Reception(settings, self.access)
         self.access_log = AccessLog() if settings.access_log else None
         self.watching = Watching(self.watch, door, fleet)
+        self.reload_settings: Callable[[], None] | None = None
+        """Reads the settings again, where they came from a place that can be read again."""
         self.settings = settings
 
     def relay(self, route: Route) -> Relay:

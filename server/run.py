@@ -153,6 +153,7 @@ class Service:
                 self._fleet = Fleet(self._settings, self._intake if self._settings.engines else None)
                 server = self._server = make_server(self._settings, self._door, self._fleet)
                 gateway = gateway_of(server)
+                gateway.reload_settings = self._reload_settings
                 serving = asyncio.create_task(server.serve(sockets=[socket]))
                 log(f"gateway: http://{host}:{port} (answers 503 until the engine is ready)")
                 async with self._administering(gateway, admin):
@@ -315,13 +316,16 @@ class Service:
         gateway = gateway_of(self._server)
         if gateway.access.path is not None:
             gateway.access.reload()
-        if self._reread is None:
+        self._reload_settings()
+
+    def _reload_settings(self) -> None:
+        if self._reread is None or self._server is None:
             return
         reread, own = self._reread, {"engine_url": self._settings.engine_url} if self._engine is not None else {}
         found = reload(self._settings, lambda: reread().model_copy(update=own), log)
         if found is not None:
             self._settings = found
-            gateway.watch.reload(found)
+            gateway_of(self._server).watch.reload(found)
 
 
 def note_progress(seconds: float, line: str) -> None:
