@@ -15,7 +15,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/chat/completions/", "/v1/files", "/docs", "/openapi.json", "/v1/load_lora_adapter"]
+    "path",
+    ["/page", "/v1", "/v1/chat/completions/", "/v1/files", "/redoc", "/docs/oauth2-redirect", "/v1/load_lora_adapter"],
 )
 async def test_unknown_routes(gateway: Gateway, path: str) -> None:
     async with gateway(whole(BODY)) as running:
