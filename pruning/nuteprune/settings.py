@@ -58,10 +58,10 @@ class NutePruneSettings(Settings):
     teachers: Literal["numerous", "intact"] = "numerous"
     snapshot_every: Annotated[float, Field(gt=0, lt=1)] = 0.01
     teacher_gap: Count = 10
-    steps: Annotated[int, Field(ge=2)] = 240
+    steps: Annotated[int, Field(ge=2)] = 200
     tokens: Count | None = None
     max_seconds: Annotated[float | None, Field(gt=0)] = None
-    finetune_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    finetune_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.6
     hidden: bool = False
     neuron_mask: Literal["gate_and_up", "product"] = "gate_and_up"
