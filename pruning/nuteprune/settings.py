@@ -38,8 +38,8 @@ class NutePruneSettings(Settings):
         exact: bring the widths to the wanted sparsity before fine-tuning; otherwise they are the masks' own.
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
-        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; with the masks' 0.1 they come
-            too late for a search of some hundred steps.
+        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; higher ones wind up while the masks
+            are still on their way, and the sparsity shoots past its aim.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.
@@ -58,10 +58,10 @@ class NutePruneSettings(Settings):
     teachers: Literal["numerous", "intact"] = "numerous"
     snapshot_every: Annotated[float, Field(gt=0, lt=1)] = 0.01
     teacher_gap: Count = 10
-    steps: Annotated[int, Field(ge=2)] = 240
+    steps: Annotated[int, Field(ge=2)] = 200
     tokens: Count | None = None
     max_seconds: Annotated[float | None, Field(gt=0)] = None
-    finetune_share: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    finetune_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.6
     hidden: bool = False
     neuron_mask: Literal["gate_and_up", "product"] = "gate_and_up"
@@ -69,8 +69,8 @@ class NutePruneSettings(Settings):
     exact: bool = True
     multiple_of: Count = 1
     initial_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    mask_rate: Rate = 0.1
-    multiplier_rate: Rate = 1.0
+    mask_rate: Rate = 0.2
+    multiplier_rate: Rate = 0.1
     lora_rank: Count = 8
     lora_alpha: Rate = 16.0
     lora_rate: Rate = 1e-3
