@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 
 SWITCH = "UNDERSTUDY_FORKED_CORE"
 """The environment variable is "on" in engines that keep their model in the core process; anything else changes nothing."""
@@ -32,6 +33,7 @@ def register() -> None:
     launching.get_mp_context = lambda: multiprocessing.get_context("fork")  # type: ignore[attr-defined]
     os.register_at_fork(after_in_child=let_go)
     keep_cores()
+    os.register_at_fork(after_in_child=renew_pool)
 
 
 def keep_cores() -> None:
@@ -41,6 +43,17 @@ def keep_cores() -> None:
     """
     cores = os.sched_getaffinity(0)
     os.register_at_fork(after_in_child=lambda: os.sched_setaffinity(0, cores))
+
+
+def renew_pool() -> None:
+    """Lets torch make its pool of threads anew, while there is one thread only.
+
+    In a forked process it does so when the pool is first asked for, and two threads that ask at the same moment (transformers loads
+    a draft's weights with several) may be given none: "Invalid thread pool!".
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(torch.get_num_threads())
 
 
 def let_go() -> None:

@@ -97,3 +97,23 @@ def test_an_engine_that_is_asked_to_fork_starts_its_core_so() -> None:
     environment = {**os.environ, SWITCH: "on", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "method fork" in done.stdout
+
+
+def test_a_forked_process_makes_its_pool_of_threads_before_it_has_threads() -> None:
+    """What is asserted of torch is that it says so itself; the race is too rare to be waited for."""
+    script = (
+        "import os, torch, threading\n"
+        "from server.in_engine import forked_core\n"
+        "torch.set_num_threads(2); torch.ones(100_000).sum()\n"
+        "os.register_at_fork(after_in_child=forked_core.renew_pool)\n"
+        "said = []\n"
+        "ask = torch.set_num_threads\n"
+        "torch.set_num_threads = lambda count: (said.append((count, threading.active_count())), ask(count))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    workers = [threading.Thread(target=torch.ones(1000).double) for _ in range(8)]\n"
+        "    [worker.start() for worker in workers], [worker.join() for worker in workers]\n"
+        "    os._exit(0 if said == [(2, 1)] else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[4]).returncode == 0
