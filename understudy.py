@@ -346,9 +346,12 @@ def verify(
 
     Ends with exit code 5 when the check says no.
     """
-    from drafts.verifying import VerifySettings, verify
+    from server.engine import engines_at_hand
 
-    report = verify(pair, settings_from(VerifySettings, config, set_, prompts=prompts))
+    with engines_at_hand(Path("build/verify/engines.log")):
+        from drafts.verifying import VerifySettings, verify
+
+        report = verify(pair, settings_from(VerifySettings, config, set_, prompts=prompts))
     print("\n".join(report.lines()))
 
 

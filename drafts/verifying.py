@@ -30,6 +30,7 @@ from drafts.verdict import GreedyResult, SampledResult, VerifyReport
 from pruning.checkpoint import load_tokenizer
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
+from server.launching import launch_single
 from server.pair import Pair, read_pair
 from server.sampling_check import NEUTRAL, complete, measure_sampling
 from stages.errors import CheckFailed, InputError
@@ -199,7 +200,7 @@ def _engine(
         extra_args=pair.serving.engine_args,
     )  # fmt: skip
     log(f"starting the engine ({name})")
-    with LocalEngine(engine) as running:
+    with LocalEngine(engine, launch=launch_single()) as running:
         yield running.url, rounding_dtype(engine.computed_dtype)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from server.engine import engines_at_hand
 from stages.hashing import checkpoint_hash, tokenizer_hash
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,13 @@ def cut_one_layer(target: Path, draft: Path) -> None:
 def describe(folder: Path) -> dict[str, str]:
     """A checkpoint's entry in serving.json."""
     return {"path": str(folder), "sha256": checkpoint_hash(folder), "tokenizer_sha256": tokenizer_hash(folder)}
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines that tests start in this process share what they import: half of each start."""
+    with engines_at_hand(tmp_path_factory.mktemp("engines") / "engines.log"):
+        yield
 
 
 @pytest.fixture(scope="session")

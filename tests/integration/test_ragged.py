@@ -16,6 +16,7 @@ from pruning.plan import WidthPlan
 from pruning.width import carry_out
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
+from server.launching import launch_single
 from server.sampling_check import complete
 
 pytestmark = pytest.mark.engine
@@ -61,9 +62,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def engine(folder: Path, engines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log_file = tmp_path_factory.mktemp("log") / "engine.log"
-    with LocalEngine(EngineSettings(model=folder, max_model_len=256, dtype="float32", log_file=log_file)) as running:
+    settings = EngineSettings(model=folder, max_model_len=256, dtype="float32", log_file=log_file)
+    with LocalEngine(settings, launch=launch_single()) as running:
         yield running.url
 
 

@@ -19,6 +19,7 @@ from drafts.verifying import VerifySettings, judge_samples, read_prompted, sampl
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
 from server.in_engine.sampling_repair import SWITCH
+from server.launching import launch_single
 from server.pair import Pair, read_pair
 from server.sampling_check import check_engine, complete
 from stages.errors import CheckFailed, EngineError
@@ -36,6 +37,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def at_hand(engines: None) -> None:
+    """Its engines share what they import."""
+
+
 @pytest.fixture(scope="module")
 def exact(pairs: Path) -> ExactTarget:
     return ExactTarget(pairs / "target")
@@ -47,7 +53,7 @@ def engine(pair: Pair, log_file: Path, **environment: str) -> Iterator[str]:
         model=pair.target, served_model_name="pico", speculative_config=pair.speculative_config, max_model_len=256,
         log_file=log_file, environment=environment, max_num_seqs=CHUNK, extra_args=("--max-num-batched-tokens", str(CHUNK)),
     )  # fmt: skip
-    with LocalEngine(settings) as running:
+    with LocalEngine(settings, launch=launch_single()) as running:
         yield running.url
 
 

@@ -219,7 +219,7 @@ def test_the_engine_is_compiled_as_the_pair_says(
     started: list[EngineSettings] = []
 
     @contextmanager
-    def record(settings: EngineSettings) -> Iterator[SimpleNamespace]:
+    def record(settings: EngineSettings, **_: object) -> Iterator[SimpleNamespace]:
         started.append(settings)
         yield SimpleNamespace(url="http://there")
 

@@ -88,17 +88,6 @@ def test_an_engine_that_is_not_asked_to_fork_is_left_alone(value: str) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_engine_that_is_asked_to_fork_starts_its_core_so() -> None:
-    """With vLLM's own module, as installed."""
-    code = (
-        "import server.in_engine.forked_core as f; f.register(); import vllm.v1.engine.utils as u; "
-        "print('method', u.get_mp_context().get_start_method())"
-    )
-    environment = {**os.environ, SWITCH: "on", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "method fork" in done.stdout
-
-
 def test_a_forked_process_makes_its_pool_of_threads_before_it_has_threads() -> None:
     """What is asserted of torch is that it says so itself; the race is too rare to be waited for."""
     script = (
