@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.gateway_load import Load
+from server.tenants import hash_key
 
 KEY = "sk-bench-0123456789abcdef"
 START_S = 180.0
@@ -145,9 +146,11 @@ def _understudy_version(_: Path) -> str:
 
 
 def _understudy_command(folder: Path, upstream: int, port: int) -> list[str]:
+    tenants = folder / "tenants.yaml"
+    tenants.write_text(f"tenants: [{{name: bench, keys: ['{hash_key(KEY)}']}}]\n", encoding="utf-8")
     return [
         sys.executable, "-m", "understudy", "serve", "--engine-url", f"http://127.0.0.1:{upstream}", "--model", "bench",
-        "--port", str(port), "--allow-faulty-sampling", "--set", "draft_name=d",
+        "--port", str(port), "--allow-faulty-sampling", "--set", "draft_name=d", "--tenants", str(tenants), "--set", "access_log=false",
     ]  # fmt: skip
 
 
@@ -158,7 +161,7 @@ PROXIES = (
         "litellm", lambda folder: _pip(folder, *LITELLM), _litellm_command,
         environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"},
     ),
-    Proxy("understudy", _understudy_version, _understudy_command, authenticates=False),
+    Proxy("understudy", _understudy_version, _understudy_command),
 )  # fmt: skip
 
 
