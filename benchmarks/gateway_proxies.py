@@ -150,7 +150,8 @@ def _understudy_command(folder: Path, upstream: int, port: int) -> list[str]:
     tenants.write_text(f"tenants: [{{name: bench, keys: ['{hash_key(KEY)}']}}]\n", encoding="utf-8")
     return [
         sys.executable, "-m", "understudy", "serve", "--engine-url", f"http://127.0.0.1:{upstream}", "--model", "bench",
-        "--port", str(port), "--allow-faulty-sampling", "--set", "draft_name=d", "--tenants", str(tenants), "--set", "access_log=false",
+        "--port", str(port), "--allow-faulty-sampling", "--set", "draft_name=d", "--tenants", str(tenants),
+        "--set", "access_log=false",
     ]  # fmt: skip
 
 
