@@ -65,12 +65,17 @@ class Scheduled(ScheduledShape):
     def reset_time(self) -> None:
         """A new run begins."""
         super().reset_time()
-        try:
-            self.work = self._work()
-        except UnderstudyError as error:
-            log.error("%s", error)
-            self.work, self.environment.process_exit_code = None, error.exit_code
-        self.environment.work = self.work
+        self.work = None
+
+    def tick(self) -> tuple[int, float] | None:
+        """Users now; the first time, the server is asked for its model."""
+        if self.work is None:
+            try:
+                self.environment.work = self.work = self._work()
+            except UnderstudyError as error:
+                log.error("%s", error)
+                self.environment.process_exit_code = error.exit_code
+        return super().tick()
 
     def _work(self) -> Work:
         settings, keys = self.settings, self.settings.keys(os.environ)
