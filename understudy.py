@@ -370,7 +370,7 @@ def loadtest(
 
     Closed loops (users at a time) and open ones (arrivals per second); see `understudy settings loadtest`.
     """
-    from loadtests.running import check_installed, loadtest
+    from loadtests.running import check_ready, loadtest
     from loadtests.settings import LoadSettings
     from loadtests.thresholds import check, parse_threshold
 
@@ -378,7 +378,7 @@ def loadtest(
         raise InputError("give a pair, or --url (and --url-draft) of servers that run already")
     load = settings_from(LoadSettings, config, set_)
     keys, thresholds = load.keys(os.environ), [parse_threshold(text) for text in fail_if]
-    check_installed()
+    check_ready(load)
     if pair is None:
         addresses = {"plain": url or ""} | ({"draft": url_draft} if url_draft else {})
         record = loadtest(addresses, load, out, keys)

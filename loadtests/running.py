@@ -31,12 +31,13 @@ from stages.progress import log, progress
 LOCUST = "locust"
 
 
-def check_installed() -> None:
-    """Refuses to begin without locust.
+def check_ready(settings: LoadSettings) -> None:
+    """Refuses what cannot work before anything is started.
 
     Raises:
-        InputError: it is not installed.
+        InputError: locust is not installed, nothing is to be asked, or there are no prompts for it.
     """
+    turns_of(settings, read_prompts(settings.prompts))
     if importlib.util.find_spec(LOCUST) is None:
         raise InputError("locust is not installed; run 'make setup-loadtest', or install requirements/loadtest.txt")
 
@@ -73,7 +74,7 @@ def carry_out(
         EngineError: a server cannot be reached, or the load generator died.
         InputError: nothing is to be asked, or there are no prompts for it.
     """
-    check_installed()
+    check_ready(settings)
     settings, keys = settings.resolved(), dict(keys or {})
     turns = turns_of(settings, read_prompts(settings.prompts))
     urls = {name: base_of(url) for name, url in targets.items()}
@@ -144,7 +145,7 @@ def loadtest(
     """
     if out.is_dir() or out.suffix != ".json":
         raise InputError(f"{out}: give the name of a JSON file as --out, e.g. build/loadtest.json")
-    check_installed()
+    check_ready(settings)
     found = None
     if ceiling.at_hand():
         log("measuring what the load generator itself can do")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loadtests.prompts import PATHS, Prompt
-from loadtests.settings import LoadSettings, Shape
+from loadtests.settings import Length, LoadSettings, Shape
 from stages.errors import InputError
 
 Loop = Literal["closed", "open"]
@@ -133,25 +133,32 @@ def _weighted(draw: random.Random, weights: Sequence[float]) -> int:
 
 
 def choices_of(settings: LoadSettings, prompts: Sequence[Prompt]) -> list[tuple[float, int, list[Prompt]]]:
-    """Each kind in each length: (weight, max_tokens, the prompts it may be).
+    """Each kind in each length that it has: (weight, max_tokens, the prompts it may be).
 
     Raises:
-        InputError: no prompt is of a kind, or of a length in any kind.
+        InputError: there is no prompt of a kind, or of a length, in any.
     """
     known = list(dict.fromkeys(prompt.kind for prompt in prompts))
     if unknown := [kind for kind in settings.kinds if kind not in known]:
         raise InputError(f"kinds: no prompt is of kind {unknown[0]!r}; the prompts' kinds: {', '.join(known)}")
     kinds = settings.kinds or {kind: sum(p.kind == kind for p in prompts) / len(prompts) for kind in known}
-    found = []
-    for length, (kind, weight) in itertools.product(settings.lengths, kinds.items()):
-        most = math.inf if length.max_chars is None else length.max_chars
-        fitting = [p for p in prompts if p.kind == kind and length.min_chars <= p.chars <= most]
-        if not fitting:
+    found = {
+        (length, kind): [p for p in prompts if p.kind == kind and length.min_chars <= p.chars <= _most(length)]
+        for length, kind in itertools.product(settings.lengths, kinds)
+    }
+    for length in settings.lengths:
+        if not any(found[length, kind] for kind in kinds):
             raise InputError(
-                f"lengths: no prompt of kind {kind!r} has {length.min_chars} to {most:g} characters; widen the range"
+                f"lengths: no prompt has {length.min_chars} to {_most(length):g} characters; widen the range"
             )
-        found.append((weight * length.weight, length.max_tokens, fitting))
-    return found
+    for kind in kinds:
+        if not any(found[length, kind] for length in settings.lengths):
+            raise InputError(f"lengths: no prompt of kind {kind!r} is within any of them; widen a range")
+    return [(kinds[kind] * length.weight, length.max_tokens, own) for (length, kind), own in found.items() if own]
+
+
+def _most(length: Length) -> float:
+    return math.inf if length.max_chars is None else length.max_chars
 
 
 def requests_of(settings: LoadSettings, prompts: Sequence[Prompt], count: int, label: str) -> tuple[Request, ...]:

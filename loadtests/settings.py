@@ -15,7 +15,7 @@ PROMPTS = Path(__file__).parent / "prompts.jsonl"
 
 
 class Length(Settings):
-    """How long prompts and answers are, in one share of the requests.
+    """How long prompts and answers are, in one share of the requests; kinds that have no such prompts have no part in it.
 
     Attributes:
         max_tokens: of the answer.

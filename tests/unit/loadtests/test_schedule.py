@@ -53,8 +53,10 @@ def test_shares_are_as_weighted() -> None:
 def test_what_no_prompt_can_be_is_refused() -> None:
     with pytest.raises(InputError, match="kinds: no prompt is of kind 'song'; the prompts' kinds: chat, code, text"):
         requests_of(LoadSettings(kinds={"song": 1}), PACKAGED, 1, "x")
-    with pytest.raises(InputError, match="no prompt of kind 'chat' has 5000"):
+    with pytest.raises(InputError, match="no prompt has 5000 to inf characters"):
         requests_of(LoadSettings(lengths=(Length(min_chars=5000),)), PACKAGED, 1, "x")
+    with pytest.raises(InputError, match="no prompt of kind 'chat' is within"):
+        requests_of(LoadSettings(lengths=(Length(max_chars=40),)), PACKAGED, 1, "x")
     with pytest.raises(InputError, match="give users, rates or a shape"):
         turns_of(LoadSettings(users=(), rates=()), PACKAGED)
 
