@@ -81,7 +81,7 @@ def test_locust_sends_the_schedule_headless(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def compared() -> tuple[LoadSettings, list[Result], list[list[dict]]]:
     """Two engines asked in turns, by one load generator."""
-    ramp = Shape(kind="ramp", level=1, to=2, duration_s=1)
+    ramp = Shape(kind="ramp", level=1, to=2, duration_s=60)  # its requests end it
     settings = LoadSettings(
         users=(2,), rates=(30,), turns=2, turn_s=0.3, requests_per_turn=4, shape=ramp, max_requests=12
     )
