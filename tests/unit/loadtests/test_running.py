@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from loadtests.ceiling import Ceiling
 from loadtests.figures import Result
 from loadtests.prompts import read_prompts
-from loadtests.report import html
+from loadtests.report import html, warning
 from loadtests.running import carry_out, record_of
 from loadtests.schedule import requests_for, turns_of
 from loadtests.settings import PROMPTS, LoadSettings, Shape
@@ -126,8 +126,8 @@ def test_what_is_written_says_all(compared: tuple[LoadSettings, list[Result], li
     with pytest.raises(CheckFailed):
         check(record["rows"], [parse_threshold("requests_per_s<1e9")], "draft")
     crowded = record_of(results, settings, Ceiling(1e9, 1.0))
-    assert "more than 50%" in html(crowded)
-    assert "ceiling was not measured" in html(record_of(results, settings, None))
+    assert "more than 50%" in warning(crowded)
+    assert "ceiling was not measured" in warning(record_of(results, settings, None))
 
 
 def test_the_load_of_requests_and_chunks_adds_up() -> None:

@@ -1,7 +1,7 @@
 import itertools
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.sse import Events
@@ -27,6 +27,7 @@ def slow_reference(stream: bytes) -> list[bytes]:
     return found
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
     events, places = Events(), sorted({0, *cuts, len(STREAM)})
