@@ -6,6 +6,7 @@
 # make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes)
 #                             → benchmarks/three_systems.json, RESULTS.md
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM → benchmarks/gateway.json, RESULTS.md
+# make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
 # make check    ruff, mypy, import contract
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,6 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EVALUATION_STAMP := $(VENV)/.installed-evaluation
 DEV_STAMP := $(VENV)/.installed-dev
+LOADTEST_STAMP := $(VENV)/.installed-loadtest
 BUILD := build/reference
 PROMPTS := reference/prompts
 
@@ -24,7 +26,7 @@ RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
-	check setup setup-dev setup-suffix setup-evaluation clean
+	loadtest check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -75,6 +77,11 @@ bench-gateway: setup
 	$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short --out build/bench-gateway/short.json)
 	$(if $(SHORT),,$(BIN)/python -m benchmarks.render)
 
+# FAIL_IF='goodput<0.9': ends with an error if so.
+loadtest: setup-loadtest
+	$(RUN) build recipes/reference.yaml
+	$(RUN) loadtest $(BUILD)/pair --config recipes/loadtest.yaml --out build/loadtest/reference.json $(if $(FAIL_IF),--fail-if '$(FAIL_IF)')
+
 test: setup-dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit
 	$(MAKE) --no-print-directory --jobs=2 test-build test-serving
@@ -95,6 +102,7 @@ check: setup-dev
 setup: $(STAMP)
 setup-evaluation: $(EVALUATION_STAMP)
 setup-dev: $(DEV_STAMP)
+setup-loadtest: $(LOADTEST_STAMP)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 is needed, found %d.%d; give PYTHON=/path/to/python3.11" % sys.version_info[:2]) if sys.version_info[:2] != (3, 11) else None'
@@ -107,12 +115,16 @@ $(STAMP): $(BIN)/python requirements/cpu.txt pyproject.toml
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(DEV_STAMP): $(EVALUATION_STAMP) requirements/dev.txt
+$(DEV_STAMP): $(EVALUATION_STAMP) $(LOADTEST_STAMP) requirements/dev.txt
 	$(PIP) --requirement requirements/dev.txt
 	touch $@
 
 $(EVALUATION_STAMP): $(STAMP) requirements/evaluation.txt
 	$(PIP) --requirement requirements/evaluation.txt
+	touch $@
+
+$(LOADTEST_STAMP): $(STAMP) requirements/loadtest.txt
+	$(PIP) --requirement requirements/loadtest.txt
 	touch $@
 
 clean:

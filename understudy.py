@@ -356,6 +356,49 @@ def verify(
 
 
 @app.command()
+def loadtest(
+    pair: Annotated[Path | None, typer.Argument(help="folder that 'choose' wrote; or give --url")] = None,
+    url: Annotated[str | None, typer.Option(help="an OpenAI-compatible server that runs already")] = None,
+    url_draft: Annotated[str | None, typer.Option(help="a second one, e.g. the same model with a draft")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write; the report (HTML) goes beside it")] = Path(
+        "build/loadtest/loadtest.json"
+    ),
+    fail_if: Annotated[
+        list[str], typer.Option(help="end with exit code 5 if so, e.g. 'goodput<0.95' or 'plain.errors@closed-4>0'")
+    ] = [],  # noqa: B006
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Ask plain and draft the same under load, in turns: throughput, latency, goodput, and where the draft stops paying.
+
+    Closed loops (users at a time) and open ones (arrivals per second); see `understudy settings loadtest`.
+    """
+    from loadtests.running import check_ready, loadtest
+    from loadtests.settings import LoadSettings
+    from loadtests.thresholds import check, parse_threshold
+
+    if (pair is None) == (url is None) or (url_draft and not url):
+        raise InputError("give a pair, or --url (and --url-draft) of servers that run already")
+    load = settings_from(LoadSettings, config, set_)
+    keys, thresholds = load.keys(os.environ), [parse_threshold(text) for text in fail_if]
+    check_ready(load)
+    if pair is None:
+        addresses = {"plain": url or ""} | ({"draft": url_draft} if url_draft else {})
+        record = loadtest(addresses, load, out, keys)
+    else:
+        from server.engine import engines_at_hand
+
+        logs = out.parent / "engine-logs"
+        with engines_at_hand(logs / "engines.log"):
+            from drafts.under_load import plain_and_draft
+
+            with plain_and_draft(pair, logs, max([16, *load.users])) as addresses:
+                record = loadtest(addresses, load, out, keys, pair=str(pair))
+    print(f"{out}, and the report: {out.with_suffix('.html')}")
+    check(record["rows"], thresholds, record["targets"][-1])
+
+
+@app.command()
 def serve(
     pair: Annotated[
         Path | None,
@@ -432,7 +475,9 @@ def key(
 
 @app.command()
 def settings(
-    verb: Annotated[str, typer.Argument(help="a stage, or prune-width, prune-nuteprune, compare, verify, serve")],
+    verb: Annotated[
+        str, typer.Argument(help="a stage, or prune-width, prune-nuteprune, compare, verify, loadtest, serve")
+    ],
 ) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
     from drafts.choosing import ChooseSettings
@@ -444,6 +489,7 @@ def settings(
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
     from evaluation.settings import EvaluateSettings
+    from loadtests.settings import LoadSettings
     from pruning.nuteprune.settings import NutePruneSettings
     from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
     from server.settings import GatewaySettings
@@ -452,7 +498,7 @@ def settings(
         "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings, "prune-nuteprune": NutePruneSettings,
         "distill": DistillSettings, "recover": RecoverSettings, "merge": MergeSettings, "judge": JudgeSettings,
         "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
-        "compare": CompareSettings, "verify": VerifySettings, "serve": GatewaySettings,
+        "compare": CompareSettings, "verify": VerifySettings, "loadtest": LoadSettings, "serve": GatewaySettings,
     }  # fmt: skip
     if verb not in known:
         raise InputError(f"settings {verb}: no such stage; one of {', '.join(known)}")

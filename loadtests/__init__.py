@@ -1,0 +1,1 @@
+"""Load tests of OpenAI-compatible servers with locust, plain and draft beside each other; stands alone."""

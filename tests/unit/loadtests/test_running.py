@@ -1,0 +1,164 @@
+"""The load generator as it is used: in processes of its own, against replaying engines on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from loadtests.ceiling import Ceiling
+from loadtests.figures import Result
+from loadtests.prompts import read_prompts
+from loadtests.report import html, warning
+from loadtests.running import carry_out, record_of
+from loadtests.schedule import requests_for, turns_of
+from loadtests.settings import PROMPTS, LoadSettings, Shape
+from loadtests.thresholds import check, parse_threshold
+from loadtests.worker import decode, encode, in_turn
+from stages.errors import CheckFailed, InputError
+from tests.unit.loadtests.asking import drafted, outcome
+from tests.unit.server.answers import BODY, DONE, ONE, ROLE, TWO, USAGE
+from tests.unit.server.replay import Replay, chunked, whole
+from understudy import app
+
+ROOT = Path(__file__).resolve().parents[3]
+STREAMED = chunked([ROLE, ONE, TWO, USAGE, DONE])
+needs_locust = pytest.mark.skipif(
+    importlib.util.find_spec("locust") is None and not os.environ.get("CI"), reason="locust is not installed"
+)
+
+
+class Engine(Replay):
+    """Answers as asked, streamed or whole."""
+
+    def pieces_for(self, body: bytes) -> list[bytes]:
+        if not body:
+            return whole(b'{"data": [{"id": "mine"}]}')
+        return STREAMED if json.loads(body).get("stream") else whole(BODY)
+
+    def bodies(self) -> list[dict]:
+        return [json.loads(body) for _, _, body in self.requests if body]
+
+
+@needs_locust
+def test_locust_sends_the_schedule_headless(tmp_path: Path) -> None:
+    (tmp_path / "load.yaml").write_text(
+        "loop: open\nstream: 0.5\nshape: {kind: burst, level: 5, to: 30, every_s: 1, burst_s: 0.5, duration_s: 1.2}\n"
+    )
+    options = ["--headless", "--only-summary", "--load-settings", "load.yaml", "--records", "records.jsonl"]
+
+    async def run() -> tuple[int, Engine]:
+        async with Engine().running() as engine:
+            assert isinstance(engine, Engine)
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "locustfile.py"), "--host", engine.url, *options,
+                cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            return await child.wait(), engine
+
+    code, engine = asyncio.run(run())
+    assert code == 0
+    shape = Shape(kind="burst", level=5, to=30, every_s=1, burst_s=0.5, duration_s=1.2)
+    settings = LoadSettings(loop="open", stream=0.5, shape=shape)
+    expected = requests_for(settings, read_prompts(PROMPTS), "open", shape, "locust")
+    assert len(expected) > 5
+    key = "seed"
+    assert sorted(engine.bodies(), key=lambda body: body[key]) == sorted(
+        (request.body("mine") for request in expected), key=lambda body: body[key]
+    )
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert sorted(record["due_s"] for record in records) == pytest.approx([request.at_s for request in expected])
+    assert {record["error"] for record in records} == {""}
+
+
+@pytest.fixture(scope="module")
+def compared() -> tuple[LoadSettings, list[Result], list[list[dict]]]:
+    """Two engines asked in turns, by one load generator."""
+    ramp = Shape(kind="ramp", level=1, to=2, duration_s=60)  # its requests end it
+    settings = LoadSettings(
+        users=(2,), rates=(30,), turns=2, turn_s=0.3, requests_per_turn=4, shape=ramp, max_requests=12
+    )
+
+    async def run() -> tuple[list[Result], list[list[dict]]]:
+        async with Engine().running() as plain, Engine().running() as draft:
+            urls = {"plain": plain.url, "draft": draft.url}
+            results = await asyncio.to_thread(carry_out, settings, urls)
+            return results, [engine.bodies() for engine in (plain, draft) if isinstance(engine, Engine)]
+
+    return settings, *asyncio.run(run())
+
+
+@needs_locust
+def test_both_are_asked_the_same_in_turns(compared: tuple[LoadSettings, list[Result], list[list[dict]]]) -> None:
+    settings, results, (plain, draft) = compared
+    turns = turns_of(settings, read_prompts(PROMPTS))
+    order = [(turn.condition, turn.number, name) for turn in turns for name in in_turn(["plain", "draft"], turn.number)]
+    assert [(r.condition, r.number, r.target) for r in results] == order
+    assert sorted(plain, key=str) == sorted(draft, key=str)
+    assert len(plain) == sum(len(turn.requests) for turn in turns)
+    assert all(not o.error for r in results for o in r.outcomes)
+    opened = [r for r in results if r.loop == "open"]
+    due = {r.target: sorted(o.due_s for o in r.outcomes) for r in opened if r.number == 0}
+    assert (
+        due["plain"]
+        == due["draft"]
+        == pytest.approx([q.at_s for t in turns if t.loop == "open" and not t.number for q in t.requests])
+    )
+
+
+@needs_locust
+def test_what_is_written_says_all(compared: tuple[LoadSettings, list[Result], list[list[dict]]]) -> None:
+    settings, results, _ = compared
+    record = json.loads(json.dumps(record_of(results, settings, Ceiling(1e9, 1e9))))
+    assert record["generator"]["publishable"]
+    page = html(record)
+    assert "Not publishable" not in page
+    assert page.count("<img") == 5
+    assert "http://" not in page
+    check(record["rows"], [parse_threshold("errors>0")], "draft")
+    with pytest.raises(CheckFailed):
+        check(record["rows"], [parse_threshold("requests_per_s<1e9")], "draft")
+    crowded = record_of(results, settings, Ceiling(1e9, 1.0))
+    assert "more than 50%" in warning(crowded)
+    assert "ceiling was not measured" in warning(record_of(results, settings, None))
+
+
+def test_the_load_of_requests_and_chunks_adds_up() -> None:
+    assert Ceiling(100, 1000).share(25, 250) == 0.5
+
+
+def test_a_result_survives_its_line() -> None:
+    outcomes = (outcome(chunk_s=(0.1, 0.2)), drafted(1, 2, 3, 4), outcome(2, error="HTTP 500"))
+    result = Result("draft", "closed-4", "closed", 4, 1, 2.5, outcomes)
+    assert decode(encode(result)) == result
+
+
+def test_no_patch_of_gevents_comes_in_here() -> None:
+    assert not {"gevent", "locust"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a pair, or --url"),
+        (["pair", "--url", "http://127.0.0.1:1"], "give a pair, or --url"),
+        (["pair", "--url-draft", "http://127.0.0.1:1"], "give a pair, or --url"),
+        (["--url", "http://127.0.0.1:1", "--fail-if", "godput<1"], "did you mean 'goodput'"),
+        (["--url", "http://127.0.0.1:1", "--set", "user=[1]"], "did you mean 'users'"),
+        (
+            ["--url", "http://127.0.0.1:1", "--set", "tenants=[{name: a, key_env: NOT_SET_HERE}]"],
+            "NOT_SET_HERE is not set",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_starts(arguments: list[str], said: str) -> None:
+    error = CliRunner().invoke(app, ["loadtest", *arguments]).exception
+    assert isinstance(error, InputError)
+    assert said in str(error)
