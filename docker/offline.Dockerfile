@@ -29,12 +29,13 @@ RUN --mount=type=bind,source=docker/install.sh,target=/install.sh \
     sh /install.sh --no-build-isolation --target /opt/understudy /source
 
 FROM ${PYTHON_IMAGE} AS base
-# tcmalloc makes the engine faster. A pair measured with compiled engines (enforce_eager: false) needs a compiler: add g++.
-ARG APT_PACKAGES="libtcmalloc-minimal4"
+COPY --from=environment /venv /venv
+# vLLM's kernels for CPUs need libnuma, and tcmalloc makes them faster. A pair measured with compiled engines
+# (enforce_eager: false) needs a compiler: add g++.
+ARG APT_PACKAGES="libnuma1 libtcmalloc-minimal4"
 RUN apt-get update && apt-get install --yes --no-install-recommends ${APT_PACKAGES} && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin understudy \
     && install --directory --owner=10001 --group=10001 /pair /cache
-COPY --from=environment /venv /venv
 COPY --from=package /opt/understudy /opt/understudy
 ENV PATH=/venv/bin:/opt/understudy/bin:$PATH PYTHONPATH=/opt/understudy PYTHONUNBUFFERED=1 \
     HOME=/tmp XDG_CACHE_HOME=/cache VLLM_CACHE_ROOT=/cache/vllm NUMBA_CACHE_DIR=/cache/numba TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
