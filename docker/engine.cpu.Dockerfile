@@ -30,9 +30,9 @@ RUN --mount=type=bind,source=docker/install.sh,target=/install.sh \
 
 FROM ${PYTHON_IMAGE} AS base
 COPY --from=environment /venv /venv
-# vLLM's kernels for CPUs need libnuma, and tcmalloc makes them faster. A pair measured with compiled engines
-# (enforce_eager: false) needs a compiler: add g++.
-ARG APT_PACKAGES="libnuma1 libtcmalloc-minimal4"
+# vLLM compiles parts of its sampler (log-probabilities) even in eager mode, its kernels for CPUs need libnuma, and tcmalloc makes
+# them faster.
+ARG APT_PACKAGES="g++ libnuma1 libtcmalloc-minimal4"
 RUN apt-get update && apt-get install --yes --no-install-recommends ${APT_PACKAGES} && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin understudy \
     && install --directory --owner=10001 --group=10001 /pair /cache
