@@ -45,7 +45,9 @@ def become(
     try:
         execute(line[0], line, environment(settings, os.environ))
     except OSError as error:
-        raise EngineError(f"{line[0]}: cannot be run ({error.strerror}); give the interpreter with vLLM as 'python'") from error
+        raise EngineError(
+            f"{line[0]}: cannot be run ({error.strerror}); give the interpreter with vLLM as 'python'"
+        ) from error
 
 
 def _read(path: Path, target: Path | None) -> Pair:
