@@ -1,7 +1,7 @@
 """`docker compose up` on a real Docker engine, as far as a machine without a registry allows.
 
-Base images are made of Debian's packages, Prometheus is Debian's, Grafana is left out, and the pair is a pico pair. Everything else is what a
-user gets: the images, the compose files, the networks, the health checks, the order in which things start and end.
+Base images are made of Debian's packages, Prometheus is Debian's, Grafana is left out, and the pair is a pico pair. Everything
+else is what a user gets: images, compose files, networks, health checks, the order in which things start and end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON_IMAGE, PROMETHEUS_IMAGE = "python:3.11.14-slim-bookworm", "prom/prometheus:v3.5.0"
 BUILD_S, START_S, REQUEST_S = 900.0, 400.0, 120.0
 GATEWAY_BYTES = 250_000_000
-ONLY_AT_FIRST_FAULT = {"understudy_engine_retries_total"}
 
 
 @dataclass

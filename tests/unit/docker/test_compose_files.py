@@ -1,4 +1,4 @@
-"""What the compose files and Dockerfiles promise: nothing but the gateway is open, nobody is root, the gateway ends before its engine."""
+"""What the compose files and Dockerfiles promise: engines are shut in, nobody is root, the gateway ends before its engine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from stages.settings import read_yaml
 ROOT = Path(__file__).resolve().parents[3]
 DOCKER = ROOT / "docker"
 FORMS = ("compose.yaml", "docker/compose.gpu.yaml", "docker/compose.scale.yaml", "docker/compose.keys.yaml")
-OURS = ("builder", "engine", "gateway")
-MADE_HERE = re.compile(r"understudy-([a-z-]+):")
 
 
 def services(name: str) -> dict[str, dict[str, Any]]:
@@ -95,7 +93,9 @@ def test_images_are_pinned_staged_and_not_root(file: str) -> None:
 def test_engine_and_builder_on_cpus_share_their_layers() -> None:
     marks = r"# --- as in the other image.*?# --- to here ---"
     shared = [re.search(marks, (DOCKER / f"{name}.Dockerfile").read_text(), re.S) for name in ("engine.cpu", "offline")]
-    assert shared[0] and shared[1] and shared[0].group() == shared[1].group()
+    assert shared[0] is not None
+    assert shared[1] is not None
+    assert shared[0].group() == shared[1].group()
 
 
 def test_what_dockerfiles_copy_is_let_through_by_dockerignore() -> None:
