@@ -13,7 +13,7 @@ from server.run import engine_settings
 from stages.errors import EngineError, InputError
 from stages.settings import validate
 
-Exec = Callable[[str, Sequence[str], Mapping[str, str]], object]
+Exec = Callable[[str, list[str], dict[str, str]], object]
 
 
 def become(
