@@ -7,6 +7,7 @@
 #                             → benchmarks/three_systems.json, RESULTS.md
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
+# make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
 # make check    ruff, mypy, import contract
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -26,7 +27,7 @@ RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
-	loadtest check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
+	loadtest test-deploy check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -92,6 +93,10 @@ test-build: setup-dev
 
 test-serving: setup-dev
 	$(BIN)/python -m pytest --durations=4 --ignore=tests/integration/test_build.py tests/integration
+
+# Not part of `make test`: it installs packages of the system, builds four images and starts four containers.
+test-deploy: setup-dev
+	$(BIN)/python -m pytest -rs --durations=8 tests/deploy
 
 check: setup-dev
 	$(BIN)/ruff check .

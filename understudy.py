@@ -67,6 +67,7 @@ def values_from(config: Path | None, pairs: list[str], **given: Any) -> dict[str
 def build(
     recipe: Annotated[Path, typer.Argument(help="recipe, e.g. recipes/reference.yaml")],
     out: Annotated[Path | None, typer.Option(help="write here instead of the recipe's 'out'")] = None,
+    target: Annotated[Path | None, typer.Option(help="the target's folder instead of the recipe's")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan with sizes and estimated times")] = False,
 ) -> None:
     """Walk all stages of a recipe: from a target to a measured pair, ready for `serve`.
@@ -82,7 +83,8 @@ def build(
         from drafts.building import build, check_recipe, read_recipe
 
         resolved = read_recipe(recipe)
-        resolved = resolved.model_copy(update={"out": out}) if out else resolved
+        given = {"out": out, "target": target}
+        resolved = resolved.model_copy(update={key: value for key, value in given.items() if value})
         if dry_run:
             check_recipe(resolved)
             _print_estimate(resolved)
@@ -414,7 +416,11 @@ def serve(
         int | None, typer.Option(min=16, help="of a checkpoint alone: longest prompt plus answer in tokens")
     ] = None,
     tenants: Annotated[
-        Path | None, typer.Option(help="YAML file of tenants, their keys and limits; or its text in UNDERSTUDY_TENANTS")
+        Path | None,
+        typer.Option(
+            envvar="UNDERSTUDY_TENANTS_FILE",
+            help="YAML file of tenants, their keys and limits; or its text in UNDERSTUDY_TENANTS",
+        ),
     ] = None,
     admin_port: Annotated[
         int | None,
@@ -439,6 +445,24 @@ def serve(
 
     served = read_served(pair, model, max_model_len) if pair else None
     serve(read(), served, log_file, allow_faulty_sampling, reread=read)
+
+
+@app.command()
+def engine(
+    pair: Annotated[Path, typer.Argument(help="folder that 'choose' wrote, or of a checkpoint alone")],
+    engine_args: Annotated[
+        list[str] | None, typer.Argument(help="after `--`: further arguments of vLLM's command line")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address the engine listens on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
+    target: Annotated[Path | None, typer.Option(help="the target's folder, if not where serving.json says")] = None,
+    config: ConfigOption = None,
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Become a pair's engine, as `serve` starts it: for containers. A gateway stands before it with `--engine-url`."""
+    from server.engine_alone import become
+
+    become(pair, target, host, port, values_from(config, set_), engine_args or [])
 
 
 @app.command()

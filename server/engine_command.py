@@ -162,12 +162,12 @@ def _speculation(settings: EngineSettings) -> list[str]:
     return ["--speculative-config", json.dumps(config), "--per-request-spec-decode-metrics", "summary", *more]
 
 
-def command(settings: EngineSettings, port: int) -> list[str]:
-    """The engine's command line, on loopback."""
+def command(settings: EngineSettings, port: int, host: str = "127.0.0.1") -> list[str]:
+    """The engine's command line."""
     eager = settings.on_cpu if settings.enforce_eager is None else settings.enforce_eager
     optional = {"--max-model-len": settings.max_model_len, "--max-num-seqs": settings.max_num_seqs}
     return [
-        str(settings.python), "-m", MODULE, "--host", "127.0.0.1", "--port", str(port),
+        str(settings.python), "-m", MODULE, "--host", host, "--port", str(port),
         "--model", str(settings.model), "--served-model-name", settings.served_model_name,
         "--dtype", settings.computed_dtype, "--disable-uvicorn-access-log",
         *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),

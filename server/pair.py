@@ -190,18 +190,19 @@ def read_serving(path: Path) -> ServingFile:
     return serving
 
 
-def read_pair(path: Path) -> Pair:
+def read_pair(path: Path, target: Path | None = None) -> Pair:
     """Reads a pair and checks that what it names is there and belongs together.
 
     Args:
         path: the folder that holds serving.json, or the file itself.
+        target: where the target lies, if not where serving.json says; its content must be the same.
 
     Raises:
         InputError: names the part that does not fit.
     """
     file, serving = _file(path), read_serving(path)
     source = str(file)
-    target = (file.parent / serving.target.path).resolve()
+    target = (target or file.parent / serving.target.path).resolve()
     draft = None if serving.draft is None else (file.parent / serving.draft.path).resolve()
     _check_folder("target", serving.target, target, source)
     if draft is not None and serving.draft is not None:
