@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from tests.integration.pico_pair import first_layer, pico_target, save, serving
 
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+NOBODY = 65534
 EXPECTED = {"acceptance_rate": 0.3, "mean_acceptance_length": 1.9, "speedup": 1.0}
 
 
@@ -28,6 +30,8 @@ def import_base(docker: list[str], folder: Path, tag: str, packages: str, *chang
     command = ["debootstrap", "--variant=minbase", f"--include=ca-certificates,{packages}", "bookworm", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     (folder / "etc/ssl/certs/ca-certificates.crt").write_bytes(AUTHORITIES.read_bytes())
+    (folder / "prometheus").mkdir(exist_ok=True)  # as in the real image: what its volume takes its owner from
+    os.chown(folder / "prometheus", NOBODY, NOBODY)
     told = [word for change in changes for word in ("--change", change)]
     with subprocess.Popen(["tar", "-C", str(folder), "-c", "."], stdout=subprocess.PIPE) as tar:
         subprocess.run([*docker, "import", *told, "-", tag], check=True, stdin=tar.stdout, stdout=subprocess.DEVNULL)
