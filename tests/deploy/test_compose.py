@@ -171,7 +171,7 @@ def test_nobody_is_root_and_roots_are_read_only(stack: Stack) -> None:
 def test_the_engine_cannot_be_reached_from_outside_nor_reach_out(stack: Stack) -> None:
     assert "8001/tcp" not in stack.inspect("engine", "{{json .HostConfig.PortBindings}}")
     out = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
-    with pytest.raises(AssertionError, match="unreachable|timed out"):
+    with pytest.raises(AssertionError, match=r"unreachable|timed out"):
         stack.compose("exec", "-T", "engine", "python", "-c", out)
 
 

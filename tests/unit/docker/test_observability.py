@@ -58,7 +58,7 @@ def exposed() -> set[str]:
 
 
 def named(expression: str) -> set[str]:
-    return set(re.findall(r"\b(?:understudy|engine|vllm)[a-z_]*:[a-z0-9_:]+|\bunderstudy_[a-z_]+", expression))
+    return set(re.findall(r"\b(?:understudy|engine|vllm)[a-z_]*:[a-z0-9_:]+|\bunderstudy_[a-z0-9_]+", expression))
 
 
 def test_rules_and_panels_name_only_metrics_that_there_are() -> None:
