@@ -20,6 +20,7 @@ from pruning.nuteprune.resident import INTACT, PARTS, SEARCHED, Resident, Side, 
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.sparsity import Units, expected, final_masks
 from pruning.nuteprune.state import Position, State
+from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
 
 CLIP = 1.0
@@ -216,7 +217,7 @@ def fast_bfloat16(device: str) -> bool:
     """Whether a device multiplies bfloat16 itself; a CPU without the instructions takes ten times as long as for float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported()) if device == "cpu" else False
+    return multiplies_bfloat16() if device == "cpu" else False
 
 
 def note(position: Position, seen: dict[str, Any]) -> str:
