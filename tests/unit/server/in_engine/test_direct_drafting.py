@@ -12,7 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from drafts.distribution import critical_value
-from server.in_engine.direct_drafting import CALM, CHUNK, ENDLESS, DirectProposer, Drafter, Row, progress
+from server.in_engine.direct_drafting import (
+    CALM,
+    CHUNK,
+    ENDLESS,
+    DirectProposer,
+    Drafter,
+    Row,
+    progress,
+    sampling_plainly,
+)
 from server.in_engine.draft_network import DraftNetwork
 from tests.unit.pruning.pico import LLAMA, ids, save
 
@@ -195,3 +204,12 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monk
     assert runner._draft_probs.shape[:2] == (2, 2)
     assert proposer.propose_for(runner, [[1], [1], [2]], mixed, 0) == [[], [], []]
     assert runner._draft_probs is None
+
+
+@pytest.mark.parametrize(("num_draft_tokens", "is_judged"), [(None, False), ([0, 0], False), ([0, 2], True)])
+def test_a_step_without_draft_tokens_is_sampled_as_plain_decoding_is(
+    num_draft_tokens: list[int] | None, is_judged: bool
+) -> None:
+    drafted = None if num_draft_tokens is None else SimpleNamespace(num_draft_tokens=num_draft_tokens)
+    sample = sampling_plainly(lambda runner, logits, judged: (runner, logits, judged))
+    assert sample("runner", "logits", drafted) == ("runner", "logits", drafted if is_judged else None)
