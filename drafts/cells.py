@@ -60,6 +60,10 @@ class Cell:
         return self.num_tokens / self.wall_s
 
 
+SHORT = 4
+"""Requests at a time up to which a turn lasts long enough not to be repeated more often than asked."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Prompts that every method answers once, one method after the other.
@@ -78,18 +82,25 @@ class Block:
 def blocks_of(
     prompts: Sequence[Prompt], conditions: Sequence[Condition], repeats: int, block_size: int, seed: int
 ) -> list[Block]:
-    """Every condition's prompts in blocks, all of it ``repeats`` times with other seeds.
+    """Every condition's prompts in blocks, all of it several times with other seeds.
 
     Args:
+        repeats: how often at up to ``SHORT`` requests at a time; twice as often at up to twice as many, and so on, because turns
+            get shorter, and the machine's noise in them larger. An open loop takes its own time and is repeated as given.
         block_size: prompts of a block, rounded up to whole waves of a condition's requests at a time, or there would not be as many
             under way as it says; what is left over at the end joins the last block.
     """
     return [
         Block(condition, part, seed + 10_000 * repeat + start, repeat)
-        for repeat in range(repeats)
+        for repeat in range(repeats * max(map(_more_often, conditions), default=1))
         for condition in conditions
+        if repeat < repeats * _more_often(condition)
         for start, part in _parts([p for p in prompts if p.kind == condition.kind], condition.concurrency, block_size)
     ]
+
+
+def _more_often(condition: Condition) -> int:
+    return 1 if condition.rate is not None else math.ceil(condition.concurrency / SHORT)
 
 
 def _parts(prompts: Sequence[Prompt], concurrency: int, block_size: int) -> Iterator[tuple[int, tuple[Prompt, ...]]]:

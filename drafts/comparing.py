@@ -55,6 +55,7 @@ class CompareSettings(Settings):
     Attributes:
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
         rates: arrivals per second of open loops beside the closed ones; the largest concurrency bounds what is under way.
+        repeats: how often all prompts are asked; more often where many share the engine (``cells.blocks_of``).
         block_size: prompts after which the next method takes its turn.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
             ``draft_parallel`` proposes them in one pass.

@@ -77,12 +77,20 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
     assert [turn[0][2] for turn in turns][:3] == [7, 9, 11]
 
 
+def test_short_turns_are_repeated_more_often() -> None:
+    prompts = [Prompt(prompt=str(i), kind="code") for i in range(16)]
+    conditions = [GREEDY, Condition("code", 16, 0.0), Condition("code", 16, 0.0, rate=2.0)]
+    blocks = blocks_of(prompts, conditions, repeats=2, block_size=16, seed=0)
+    assert [sum(block.condition == condition for block in blocks) for condition in conditions] == [2, 8, 2]
+    assert len({block.seed for block in blocks if block.condition == conditions[1]}) == 8
+
+
 def test_a_block_has_at_least_as_many_prompts_as_are_asked_at_a_time() -> None:
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(8)]
     sizes = {n: [len(b.prompts) for b in blocks_of(prompts, [Condition("code", n, 0.0)], 1, 3, 0)] for n in (1, 4, 16)}
-    assert sizes == {1: [3, 3, 2], 4: [4, 4], 16: [8]}
+    assert sizes == {1: [3, 3, 2], 4: [4, 4], 16: [8] * 4}
     many = [Prompt(prompt=str(i), kind="code") for i in range(50)]
-    parts = [b.prompts for b in blocks_of(many, [Condition("code", 16, 0.0)], 1, 20, 0)]
+    parts = [b.prompts for b in blocks_of(many, [Condition("code", 16, 0.0)], 1, 20, 0) if b.repeat == 0]
     assert [len(part) for part in parts] == [32, 18], "whole waves, and the rest with the last"
     assert [prompt for part in parts for prompt in part] == many
 
