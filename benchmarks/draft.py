@@ -14,6 +14,7 @@ from typing import Any
 from drafts.sweeping import Sweep
 from stages.errors import InputError
 from stages.folders import write_text
+from stages.provenance import read
 from stages.settings import read_yaml
 
 SPENT = ("train_seconds", "train_tokens")
@@ -99,12 +100,18 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
     return {"rows": [*lever_rows(sweep, record), *served], **{key: record[key] for key in kept}}
 
 
+def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:
+    """Machine and day of a lever's training, which need not be those of the comparison: a sweep is resumed where it stopped."""
+    made = read(Path(sweep[0]["draft"])) or {}
+    return {key: made.get(key) for key in ("hardware", "date", "git_revision")}
+
+
 def main(arguments: list[str]) -> None:
     """Reads the sweep's file, what it gave, and the comparison; writes draft.json beside this module."""
     file, *measured = map(Path, arguments)
     sweep, record = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
     asked = read_yaml(file, Sweep).model_dump(mode="json", exclude={"levers"})
-    write_text(FILE, json.dumps({**joined(sweep, record), "sweep": asked}, indent=1) + "\n")
+    write_text(FILE, json.dumps({**joined(sweep, record), "sweep": asked | trained_on(sweep)}, indent=1) + "\n")
     print(f"{FILE.parent.name}/{FILE.name}")
 
 

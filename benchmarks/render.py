@@ -90,6 +90,11 @@ def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
+def _machine(record: dict[str, Any]) -> str:
+    hardware = record["hardware"]
+    return f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, {record['date'][:10]}"
+
+
 def levers(record: dict[str, Any]) -> str:
     """The section on the levers: what was trained alike, and what was served beside the chosen draft."""
     judged = [row for row in record["rows"] if "num_positions" in row]
@@ -109,6 +114,7 @@ def levers(record: dict[str, Any]) -> str:
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
             "draft; levers of another shape, and tokens proposed all at once, cost something else.",
+            f"Trained on {_machine(record['sweep'])}.",
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),

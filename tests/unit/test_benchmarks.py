@@ -46,7 +46,8 @@ def result() -> dict[str, Any]:
         "speculative_config": {"num_speculative_tokens": 2},
         "choice": {"costs": [{"concurrency": 4, "verify": 9.0, "draft": 9.0}, {"concurrency": 1, "verify": 1.2, "draft": 0.1}]},
     }  # fmt: skip
-    return joined(sweep, record)
+    swept_on = {"hardware": {"cpu": "another", "cores": 4, "memory_gib": 8}, "date": "2026-01-02T03:04:05+00:00"}
+    return {**joined(sweep, record), "sweep": swept_on}
 
 
 def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_where_the_shape_is_the_served_one(
@@ -70,6 +71,7 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     text = levers(result)
     assert text.index("| deeper |") < text.index("| recipe |") < text.index("| narrow |")
     assert "| sibling | code | 1 | 0 | 50 |" in text
+    assert "Trained on another, 4 cores, 8 GiB, 2026-01-02." in text
     rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
     assert lever_cells(rows) == [
         "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.43", "1.43"
@@ -85,4 +87,4 @@ def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> 
     assert lengths == {"draft": 2.0, "draft_parallel": 1.8}
     assert all(row["predicted_speedup"] is None for row in made["rows"] if row["method"] == "draft_parallel")
     assert made["rows"][-1]["train_tokens"] == 2000
-    assert "in one pass, all at once" in levers(made)
+    assert "in one pass, all at once" in levers({**made, "sweep": result["sweep"]})
