@@ -11,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
 from server import errors
+from server.openapi import admin_document
 
 if TYPE_CHECKING:
     from server.app import Gateway
 
-OFFERED = "GET /metrics, /health, /ready, /admin/status, /admin/canary; POST /admin/reload"
+OFFERED = "GET /metrics, /health, /ready, /admin/status, /admin/canary, /openapi.json, /docs; POST /admin/reload"
 
 
 class Admin:
@@ -70,8 +71,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return errors.response(errors.Refusal(error.status_code, message, "unknown_route"))
 
 
-def create_admin_app(gateway: Gateway) -> FastAPI:
-    """The application of the admin port, beside the gateway's own."""
+def create_admin_app(gateway: Gateway, version: str) -> FastAPI:
+    """The application of the admin port, beside the gateway's own.
+
+    Args:
+        gateway: whose it is.
+        version: of the software.
+    """
     admin = Admin(gateway)
     handlers: dict[Any, Any] = {HTTPException: _on_http_exception, Exception: errors.on_exception}
     app = FastAPI(
@@ -84,5 +90,6 @@ def create_admin_app(gateway: Gateway) -> FastAPI:
     }  # fmt: skip
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in seen.items())
     app.router.routes.extend(gateway.watching.admin_routes())
+    app.router.routes.extend(gateway.watching.docs_routes(admin_document(gateway.settings, version)))
     app.router.routes.append(Path("/admin/reload", admin.reload, methods=["POST"]))
     return app
