@@ -28,7 +28,7 @@ from tests.clients.replies import MODEL
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / "build" / "clients"
-START_S, CLIENT_S, INSTALL_S = 60.0, 300.0, 600.0
+START_S, CLIENT_S, INSTALL_S = 300.0, 600.0, 900.0
 MAX_IN_FLIGHT = 4
 KEYS = {name: f"sk-clients-{name}-0123456789" for name in ("everyone", "narrow", "tiny")}
 TENANTS = f"""

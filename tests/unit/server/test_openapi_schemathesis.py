@@ -39,10 +39,11 @@ class Judging(Replay):
             return whole(replies.dump(replies.error(400, "1 validation error", "Bad Request", "messages")), 400)
         if path in ("/v1/embeddings", "/v1/responses"):
             return whole(b'{"object": "list", "data": []}')
+        is_chat, asked = "chat" in path, {"stream_options": request.get("stream_options")}
         if request.get("stream"):
-            made = replies.chat_stream if "chat" in path else replies.completion_stream
-            return chunked([b"data: " + replies.dump(one) + b"\n\n" for one in made(request)] + [b"data: [DONE]\n\n"])
-        return whole(replies.dump((replies.chat if "chat" in path else replies.completion)(request)))
+            chunks = (replies.chat_stream if is_chat else replies.completion_stream)(asked)
+            return chunked([b"data: " + replies.dump(one) + b"\n\n" for one in chunks] + [b"data: [DONE]\n\n"])
+        return whole(replies.dump((replies.chat if is_chat else replies.completion)(asked)))
 
 
 def are_messages(value: Any) -> bool:
