@@ -59,7 +59,7 @@ def test_priority_is_not_the_clients_to_choose() -> None:
 
 @pytest.mark.parametrize(
     ("payload", "sequences"),
-    [({}, 1), ({"n": 3}, 3), ({"n": None}, 1), ({"prompt": "a"}, 1), ({"prompt": [1, 2, 3]}, 1),
+    [({}, 1), ({"n": 3}, 3), ({"n": 2.0}, 2), ({"n": None}, 1), ({"prompt": "a"}, 1), ({"prompt": [1, 2, 3]}, 1),
      ({"prompt": ["a", "b"]}, 2), ({"prompt": [[1], [2]], "n": 4}, 8), ({"prompt": []}, 1)],
 )  # fmt: skip
 def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) -> None:
@@ -68,7 +68,7 @@ def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) 
 
 @pytest.mark.parametrize(
     ("payload", "param"),
-    [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"),
+    [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"), ({"n": 1.5}, "n"),
      ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
      ({"stream": True, "stream_options": []}, "stream_options"), ({"stream_options": {}}, "stream_options"),
      ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage")],

@@ -62,10 +62,11 @@ async def tried(running: Running, url: str, folder: Path) -> str:
     (folder / "openapi.json").write_text(json.dumps(found))
     command = [
         sys.executable, "-c", CLI, "run", str(folder / "openapi.json"), "--url", url, "--no-color", "--seed", "0",
-        "--checks", "all", "--generation-database", "none", "--max-examples", "8",
+        "--checks", "all", "--generation-database", "none", "--max-examples", "5",
         "--header", f"Authorization: Bearer {KEY}",
     ]  # fmt: skip
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    out = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=out, stderr=asyncio.subprocess.STDOUT)
     said, _ = await process.communicate()
     return "" if process.returncode == 0 else said.decode()
 
