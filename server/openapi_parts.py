@@ -178,4 +178,6 @@ def answer(route: Route) -> dict[str, Any]:
     if route.name == "embeddings":
         return content(OBJECT) | content({"type": "string", "format": "binary"}, BYTES)
     schema: dict[str, Any] = {"type": "object", "properties": {"usage": USAGE}} if route.generates else OBJECT
-    return content(schema) | {EVENTS: {}}  # no schema: readers do not agree on whether it would be of the events or of all
+    return content(schema) | {
+        EVENTS: {}
+    }  # no schema: readers do not agree on whether it would be of the events or of all

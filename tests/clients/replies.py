@@ -100,7 +100,13 @@ def chat_stream(request: dict[str, Any]) -> list[dict[str, Any]]:
     chunks = [{**head, "choices": [first], "prompt_token_ids": None, "prompt_text": None}]
     deltas = _deltas(request)
     for number, delta in enumerate(deltas, 1):
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None}
+        choice: dict[str, Any] = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": None,
+            "token_ids": None,
+        }
         if number == len(deltas):
             finish = _finish(request) if is_forced(request) else "stop"
             choice = {**choice, "finish_reason": finish, "stop_reason": None, "token_ids": None}

@@ -85,7 +85,9 @@ def gateway_url(engine_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
         "--set", f"max_in_flight={MAX_IN_FLIGHT}", "--set", "max_queued=0",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        serving = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        serving = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
     try:
         wait_ready(serving, f"http://127.0.0.1:{port}/ready", folder / "log")
         yield f"http://127.0.0.1:{port}"

@@ -77,7 +77,11 @@ def check_tools_in_a_stream() -> None:
 
 def check_structured_output() -> None:
     for method in ("json_schema", "function_calling"):
-        found = make(64).with_structured_output(City if method == "json_schema" else weather, method=method).invoke(QUESTION)
+        found = (
+            make(64)
+            .with_structured_output(City if method == "json_schema" else weather, method=method)
+            .invoke(QUESTION)
+        )
         city = found.city if isinstance(found, City) else found["city"]
         assert city in ("Oslo", "Paris")
 

@@ -127,10 +127,12 @@ def raised(kind: type[openai.APIStatusError], client: OpenAI, **asked: Any) -> o
     try:
         client.chat.completions.create(**asked)
     except kind as error:
-        assert isinstance(error.body, dict)
-        assert set(error.body) == {"message", "type", "param", "code"}, error.body
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+        found = error
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+    assert isinstance(found.body, dict)
+    assert set(found.body) == {"message", "type", "param", "code"}, found.body
+    return found
 
 
 def check_errors(client: OpenAI) -> None:

@@ -68,8 +68,8 @@ def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) 
 
 @pytest.mark.parametrize(
     ("payload", "param"),
-    [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"), ({"n": 1.5}, "n"),
-     ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
+    [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"),
+     ({"n": 1.5}, "n"), ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
      ({"stream": True, "stream_options": []}, "stream_options"), ({"stream_options": {}}, "stream_options"),
      ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage")],
 )  # fmt: skip
@@ -98,7 +98,9 @@ def test_no_body_makes_the_gateway_fail(body: bytes) -> None:
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-VALUES = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.sampled_from(["text", "role", "type"]), PLAIN, max_size=3)
+VALUES = (
+    PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.sampled_from(["text", "role", "type"]), PLAIN, max_size=3)
+)
 NAMES = st.sampled_from(sorted(frozenset.union(*KNOWN.values()))) | st.text(max_size=5)
 
 
@@ -110,7 +112,7 @@ def test_whatever_a_body_says_it_passes_or_is_refused_with_400(
     try:
         inbound = check(route, json.dumps(payload).encode(), 8, True, strict, 7 if limited else None)
     except Refusal as refusal:
-        assert (refusal.status, refusal.headers, refusal.retry_after_s) == (400, {}, None)
+        assert (refusal.status, refusal.headers, refusal.retry_after_s) == (400, {}, None)  # noqa: PT017
         return
     sent, ours = json.loads(inbound.body), {"priority", "stream_options", *OUTPUT_FIELDS[route.name]}
     assert {key: sent[key] for key in sent.keys() - ours} == {key: payload[key] for key in payload.keys() - ours}
