@@ -68,7 +68,8 @@ class Admin:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"no {request.method} {request.url.path[:200]!r} on the admin port; there are {OFFERED}"
-    return errors.response(errors.Refusal(error.status_code, message, "unknown_route"))
+    allowed = error.headers or {}
+    return errors.response(errors.Refusal(error.status_code, message, "unknown_route", headers=allowed))
 
 
 def create_admin_app(gateway: Gateway, version: str) -> FastAPI:

@@ -55,7 +55,7 @@ class Client:
 CLIENTS = (
     Client("openai", ("openai==3.54.0",)),
     Client("langchain", ("langchain-openai==1.7.3",)),
-    Client("litellm", ("litellm==1.106.2",)),
+    Client("litellm", ("litellm==1.106.2", "mcp")),  # which it imports for tools, and does not ask for
     Client("curl"),
 )
 
