@@ -93,7 +93,7 @@ class Access:
                 found = tenant
         if found is None:
             # OpenAI's own first words: LiteLLM takes a 401 without them for a bad request
-            message = "Incorrect API key provided: it is not known here; check it, or ask whoever runs this gateway for one"
+            message = "Incorrect API key provided: it is not known here; check it, or ask whoever runs this gateway"
             raise _bad_key(message, "invalid_api_key")
         return found
 
