@@ -92,7 +92,8 @@ class Access:
             if hmac.compare_digest(key, given):
                 found = tenant
         if found is None:
-            message = "the API key is not known here; check it, or ask whoever runs this gateway for one"
+            # OpenAI's own first words: LiteLLM takes a 401 without them for a bad request
+            message = "Incorrect API key provided: it is not known here; check it, or ask whoever runs this gateway"
             raise _bad_key(message, "invalid_api_key")
         return found
 

@@ -11,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
 from server import errors
+from server.openapi import admin_document
 
 if TYPE_CHECKING:
     from server.app import Gateway
 
-OFFERED = "GET /metrics, /health, /ready, /admin/status, /admin/canary; POST /admin/reload"
+OFFERED = "GET /metrics, /health, /ready, /admin/status, /admin/canary, /openapi.json, /docs; POST /admin/reload"
 
 
 class Admin:
@@ -67,11 +68,17 @@ class Admin:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"no {request.method} {request.url.path[:200]!r} on the admin port; there are {OFFERED}"
-    return errors.response(errors.Refusal(error.status_code, message, "unknown_route"))
+    allowed = error.headers or {}
+    return errors.response(errors.Refusal(error.status_code, message, "unknown_route", headers=allowed))
 
 
-def create_admin_app(gateway: Gateway) -> FastAPI:
-    """The application of the admin port, beside the gateway's own."""
+def create_admin_app(gateway: Gateway, version: str) -> FastAPI:
+    """The application of the admin port, beside the gateway's own.
+
+    Args:
+        gateway: whose it is.
+        version: of the software.
+    """
     admin = Admin(gateway)
     handlers: dict[Any, Any] = {HTTPException: _on_http_exception, Exception: errors.on_exception}
     app = FastAPI(
@@ -84,5 +91,6 @@ def create_admin_app(gateway: Gateway) -> FastAPI:
     }  # fmt: skip
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in seen.items())
     app.router.routes.extend(gateway.watching.admin_routes())
+    app.router.routes.extend(gateway.watching.docs_routes(admin_document(gateway.settings, version)))
     app.router.routes.append(Path("/admin/reload", admin.reload, methods=["POST"]))
     return app

@@ -26,6 +26,7 @@ from server.inbound import Route
 from server.metrics import CONTENT_TYPE, Metrics
 from server.models_list import MODELS, list_models
 from server.openapi import document
+from server.pools import unknown_model
 from server.reception import Reception
 from server.relay import BROKEN, Relay
 from server.settings import GatewaySettings
@@ -92,6 +93,11 @@ class Gateway:
         return JSONResponse({"status": "ready"}) if refusal is None else errors.response(refusal)
 
     async def _unserved(self, model: str | None) -> errors.Refusal | None:
+        models = [pool.model for pool in self.fleet.pools]
+        if self.fleet.simple:
+            model = None  # a lone engine may serve more models than the settings name
+        elif model is not None and model not in models:
+            return unknown_model(model, models)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.ready_timeout_s):
                 await self.fleet.probed()

@@ -87,7 +87,7 @@ def wants_no_draft(header: str | None) -> bool:
     Raises:
         Refusal: 400 when it says something else than on or off.
     """
-    word = (header or "on").strip().lower()
+    word = "on" if header is None else header.strip().lower()
     if word not in ("on", "off"):
         raise Refusal(400, f"the header {HEADER} must be on or off, given {word[:40]!r}", "invalid_header")
     return word == "off"

@@ -72,6 +72,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.transport.is_closing():
             super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answers what the parser cannot read in the shape of all errors, unless it has been refused already."""
+        self._refuse(Refusal(400, "this is not a request of HTTP/1.1", "malformed_http"), "Bad Request")
+
     def _check_size(self) -> bool:
         if self._num_header_bytes <= self.max_header_bytes:
             return True

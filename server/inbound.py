@@ -118,8 +118,10 @@ def _num_prompts(prompt: Any) -> int:
 
 
 def _num_sequences(payload: dict[str, Any], max_sequences: int) -> int:
-    n = _check_type(payload, "n", int, "a whole number")
-    n = 1 if n is None else n
+    n = payload.get("n")
+    if not isinstance(n, float) or not n.is_integer():  # in JSON, 2.0 is a whole number, too
+        n = _check_type(payload, "n", int, "a whole number")
+    n = 1 if n is None else int(n)
     sequences = n * _num_prompts(payload.get("prompt"))
     if n < 1 or sequences > max_sequences:
         message = f"'n' times the number of prompts must be from 1 to {max_sequences}, given {sequences}"

@@ -30,7 +30,7 @@ def without_folders(body: bytes, may_use: Callable[[str], bool] = lambda model: 
         answer["data"] = [model for model in answer["data"] if may_use(model["id"])]
         for model in answer["data"]:
             model["root"] = model["id"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineFailed("the engine's list of models cannot be read") from error
     return json.dumps(answer).encode()
 

@@ -1,167 +1,141 @@
 """What is served, as an OpenAPI document of our own: the relayed routes are plain ASGI, so no framework knows them.
 
 It describes what the gateway itself checks and answers. What else a request may hold is the engine's to judge, and passes.
+Every error has OpenAI's shape; one that comes when a stream has begun is an event of it, before `[DONE]`. An unknown route
+is answered with 404, another method with 405, and what is not HTTP with 400.
 """
 
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
-from server import facts
+from server import openapi_parts as parts
 from server.inbound import Route
-from server.reporting import HEADER
 from server.settings import GatewaySettings
 
 VERSION = "3.1.0"
-JSON = "application/json"
-EVENTS = "text/event-stream"
-
-FAILURES = {
-    "400": "The request is refused: not JSON, or a field is not what it must be.",
-    "404": "The engine has no such model or route.",
-    "408": "The body did not arrive in time.",
-    "413": "The body is too large.",
-    "415": "The body is not declared as JSON.",
-    "422": "The engine cannot process the request.",
-    "429": "Too many requests.",
-    "500": "The engine or the gateway failed on this request.",
-    "502": "The engine failed, or its answer broke off.",
-    "503": "Starting, draining, overloaded, or without an engine.",
-    "504": "The engine was silent for too long.",
-}
-RETRY = {"429", "503"}
-
-ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"}, "type": {"type": "string"},
-                "param": {"type": ["string", "null"]}, "code": {"type": ["string", "integer", "null"]},
-            },
-        }
-    },
-}  # fmt: skip
-USAGE = {
-    "type": ["object", "null"],
-    "properties": {
-        "prompt_tokens": {"type": "integer"}, "completion_tokens": {"type": ["integer", "null"]},
-        "completion_tokens_details": {
-            "type": ["object", "null"],
-            "properties": {
-                "accepted_prediction_tokens": {"type": "integer", "description": "draft tokens that the target accepted"},
-                "rejected_prediction_tokens": {"type": "integer", "description": "draft tokens that it rejected"},
-            },
-        },
-    },
-}  # fmt: skip
-OBJECT = {"type": "object"}
-ANSWERED_BY = {"X-Understudy-Pool": "pool that answered: model/draft", "X-Understudy-Draft": "its draft, or none"}
-SPECULATION = {
-    "name": facts.HEADER, "in": "header", "required": False, "schema": {"type": "string", "enum": ["on", "off"]},
-    "description": "off: only an engine without a draft may answer",
-}  # fmt: skip
-READY = {
-    "name": "model", "in": "query", "required": False, "schema": {"type": "string"}, "description": "ask for this model alone"
-}  # fmt: skip
+KEY = "key"
+"""Name of the security scheme."""
+NOTHING: Mapping[str, str] = {}
 
 
-def _content(schema: dict[str, Any], kind: str = JSON) -> dict[str, Any]:
-    return {kind: {"schema": schema}}
+def _failures(settings: GatewaySettings, said: Mapping[str, str]) -> dict[str, Any]:
+    """From descriptions by status, to which those are added that every route may answer."""
+    hidden = set() if parts.has_keys(settings) else parts.KEYS_ONLY
+    every = {**parts.ANY_ROUTE, **said}
+    return {status: parts.failure(status, every[status]) for status in sorted(every) if status not in hidden}
 
 
-def _failure(status: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "description": FAILURES[status],
-        "content": _content({"$ref": "#/components/schemas/Error"}),
-    }
-    if status in RETRY:
-        found["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
-    return found
-
-
-def _failures(*statuses: str) -> dict[str, Any]:
-    return {status: _failure(status) for status in statuses or FAILURES}
-
-
-def _request(route: Route, max_sequences: int) -> dict[str, Any]:
-    """The schema of a request body: the fields that the gateway reads."""
-    fields: dict[str, Any] = {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}}
-    if route.generates:
-        flags = {name: {"type": ["boolean", "null"]} for name in ("include_usage", "continuous_usage_stats")}
-        fields["n"] = {"type": ["integer", "null"], "minimum": 1, "maximum": max_sequences}
-        fields["stream_options"] = {
-            "type": ["object", "null"], "properties": flags, "description": "with `stream: true` only"
-        }  # fmt: skip
-    if route.name == "chat":
-        message = {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}}}
-        fields["messages"] = {"type": "array", "items": message}
-        return {"type": "object", "required": ["messages"], "properties": fields}
-    return {"type": "object", "properties": fields}
+def _for_keys(settings: GatewaySettings) -> dict[str, Any]:
+    return {"security": [{KEY: []}]} if parts.has_keys(settings) else {}
 
 
 def _relayed(route: Route, settings: GatewaySettings) -> dict[str, Any]:
-    answer: dict[str, Any] = {"type": "object", "properties": {"usage": USAGE}} if route.generates else OBJECT
-    content = _content(answer) | ({} if route.name == "embeddings" else _content({"type": "string"}, EVENTS))
-    done: dict[str, Any] = {"description": "The engine's answer; with `stream: true` in events.", "content": content}
+    done: dict[str, Any] = {
+        "description": "The engine's answer; with `stream: true` in events.",
+        "headers": parts.ANSWERED_BY | (parts.METADATA if route.name == "embeddings" else {}),
+        "content": parts.answer(route),
+    }
     if route.generates and settings.acceptance_header:
-        told = {
-            "schema": {"type": "string"},
-            "description": "what speculation did for this answer, unless it is a stream",
-        }
-        done["headers"] = {HEADER: told}
+        done["headers"] = done["headers"] | parts.ACCEPTANCE
+    responses = {"200": done, **_failures(settings, parts.FAILURES)}
+    every = parts.every_answer(settings)
+    responses = {status: {**one, "headers": every | one.get("headers", {})} for status, one in responses.items()}
     return {
         "operationId": route.name, "summary": f"OpenAI's {route.path}, relayed to an engine", "tags": ["relayed"],
-        "requestBody": {"required": True, "content": _content(_request(route, settings.max_sequences))},
-        "responses": {"200": done, **_failures()},
+        "parameters": [parts.OWN_ID, *([parts.SPECULATION] if route.samples else [])],
+        "requestBody": {"required": True, "content": parts.content(parts.request_body(route, settings))},
+        "responses": responses, **_for_keys(settings),
     }  # fmt: skip
 
 
-def _shown(
-    name: str, summary: str, kind: str = JSON, failures: tuple[str, ...] = (), tag: str = "watching"
-) -> dict[str, Any]:
-    schema = OBJECT if kind == JSON else {"type": "string"}
-    responses: dict[str, Any] = {"200": {"description": summary, "content": _content(schema, kind)}}
-    found = {"operationId": name, "summary": summary, "tags": [tag], "responses": responses}
-    responses.update(_failures(*failures) if failures else {})
-    return found
+class _Shown:
+    """Makes the operations that are no relayed routes."""
+
+    def __init__(self, settings: GatewaySettings):
+        self._settings = settings
+
+    def __call__(
+        self, name: str, summary: str, said: Mapping[str, str] = NOTHING, kind: str = parts.JSON, tag: str = "watching",
+        **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        schema = parts.OBJECT if kind == parts.JSON else {"type": "string"}
+        done = {"description": summary, "content": parts.content(schema, kind)}
+        responses = {"200": done, **_failures(self._settings, said)}
+        return {"operationId": name, "summary": summary, "tags": [tag], "responses": responses, **more}
+
+    def of_both_ports(self) -> dict[str, Any]:
+        """What is served wherever something is."""
+        return {
+            "/health": self("health", "200 as long as the process answers."),
+            "/ready": self(
+                "ready", "200 when requests are taken and every model has an engine that is up.",
+                {"404": "No engine serves the model that was asked for.", "503": parts.FAILURES["503"]},
+                parameters=[parts.READY_MODEL],
+            ),
+            "/openapi.json": self("openapi", "This document."),
+            "/docs": self("docs", "This document, for reading.", kind="text/html"),
+        }  # fmt: skip
+
+    def of_operators(self) -> dict[str, Any]:
+        """What moves to the admin port where there is one."""
+        return {
+            "/metrics": self("metrics", "The metrics, for Prometheus.", kind="text/plain"),
+            "/admin/canary": self("canary", "A canary's draft compared with the one it may replace.", tag="admin"),
+        }
+
+    def of_people(self) -> dict[str, Any]:
+        """The live page."""
+        return {
+            "/": self("page", "The live page.", kind="text/html"),
+            "/page.css": self("page_css", "Its style.", kind="text/css"),
+            "/page.js": self("page_js", "Its script.", kind="text/javascript"),
+            "/live.json": self("live", "The figures of the live page."),
+        }
 
 
 def document(routes: tuple[Route, ...], settings: GatewaySettings, version: str) -> dict[str, Any]:
-    """The document.
+    """The document of the gateway's port.
 
     Args:
         routes: those that are relayed.
         settings: what is switched on, and limits.
         version: of the software.
     """
+    made = _Shown(settings)
     paths = {route.path: {"post": _relayed(route, settings)} for route in routes}
-    shown = {
-        "/v1/models": _shown(
-            "models", "The models that are served.", failures=("500", "502", "503", "504"), tag="relayed"
-        ),
-        "/health": _shown("health", "200 as long as the process answers."),
-        "/ready": _shown("ready", "200 when requests are taken and an engine answers.", failures=("503",)),
-        "/metrics": _shown("metrics", "The metrics, for Prometheus.", "text/plain"),
-        "/openapi.json": _shown("openapi", "This document."),
-        "/docs": _shown("docs", "This document, for reading.", "text/html"),
-        "/admin/canary": _shown("canary", "A canary's draft compared with the one it may replace.", tag="admin"),
-    }
-    shown["/ready"]["parameters"] = [READY]
-    if settings.live_page:
-        shown |= {
-            "/": _shown("page", "The live page.", "text/html"),
-            "/page.css": _shown("page_css", "Its style.", "text/css"),
-            "/page.js": _shown("page_js", "Its script.", "text/javascript"),
-            "/live.json": _shown("live", "The figures of the live page."),
-        }
-    paths |= {path: {"get": found} for path, found in shown.items()}
-    info = {"title": "Understudy", "version": version, "description": (__doc__ or "").partition("\n\n")[2].strip()}
-    return {"openapi": VERSION, "info": info, "paths": paths, "components": {"schemas": {"Error": ERROR}}}
+    of_the_engine = {status: parts.FAILURES[status] for status in ("401", "502", "503", "504", "default")}
+    models = made("models", "The models that are served.", of_the_engine, tag="relayed", **_for_keys(settings))
+    shown = {"/v1/models": models, **made.of_both_ports()}
+    shown |= made.of_operators() if settings.admin_port is None else {}
+    shown |= made.of_people() if settings.live_page else {}
+    found = _document("Understudy", paths | {path: {"get": one} for path, one in shown.items()}, version)
+    if parts.has_keys(settings):
+        found["components"]["securitySchemes"] = {KEY: {"type": "http", "scheme": "bearer"}}
+    return found
+
+
+def admin_document(settings: GatewaySettings, version: str) -> dict[str, Any]:
+    """The document of the admin port.
+
+    Args:
+        settings: the gateway's.
+        version: of the software.
+    """
+    made = _Shown(settings)
+    status = made("status", "The gateway as it is now: phase, requests, tenants without keys, engines.", tag="admin")
+    shown = {**made.of_both_ports(), **made.of_operators(), "/admin/status": status}
+    paths = {path: {"get": one} for path, one in shown.items()}
+    failed = {"404": "There is no tenants file.", "422": "The tenants file is bad; what was read before stays."}
+    paths["/admin/reload"] = {"post": made("reload", "Reads settings and tenants again.", failed, tag="admin")}
+    return _document("Understudy admin", paths, version)
+
+
+def _document(title: str, paths: dict[str, Any], version: str) -> dict[str, Any]:
+    info = {"title": title, "version": version, "description": (__doc__ or "").partition("\n\n")[2].strip()}
+    return {"openapi": VERSION, "info": info, "paths": paths, "components": {"schemas": {"Error": parts.ERROR}}}
 
 
 def page(found: dict[str, Any]) -> str:

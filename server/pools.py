@@ -8,7 +8,7 @@ one that has seen the longest beginning of the prompt, then the first by name.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -128,13 +128,18 @@ def route(
     return found
 
 
+def unknown_model(model: str, known: Iterable[str]) -> Refusal:
+    """What is told to who asks for a model that is not among those that are served."""
+    there_are = ", ".join(dict.fromkeys(known))
+    return Refusal(404, f"no model {model[:80]!r} here; there are {there_are}", "model_not_found", "model")
+
+
 def _of_model(facts: Facts, pools: Sequence[Pool]) -> list[Pool]:
     models = dict.fromkeys(pool.model for pool in pools)
-    known = ", ".join(models)
     if facts.model is None and len(models) > 1:
-        raise Refusal(400, f"'model' must be one of {known}, given none", "missing_model", "model")
+        raise Refusal(400, f"'model' must be one of {', '.join(models)}, given none", "missing_model", "model")
     if facts.model is not None and facts.model not in models:
-        raise Refusal(404, f"no model {facts.model[:80]!r} here; there are {known}", "model_not_found", "model")
+        raise unknown_model(facts.model, models)
     return [pool for pool in pools if facts.model in (None, pool.model)]
 
 

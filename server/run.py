@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from server.access import Access
 from server.admin import create_admin_app
-from server.app import Gateway, create_app, make_door
+from server.app import VERSION, Gateway, create_app, make_door
 from server.door import Door, Phase
 from server.engine import LocalEngine, answers, bind
 from server.engine_command import EngineSettings
@@ -58,7 +58,7 @@ def make_server(settings: GatewaySettings, door: Door | None = None, fleet: Flee
 
 def make_admin_server(gateway: Gateway) -> Server:
     """uvicorn with the routes of the admin port, beside a gateway."""
-    return _server(create_admin_app(gateway), gateway.settings, lifespan="off")
+    return _server(create_admin_app(gateway, VERSION), gateway.settings, lifespan="off")
 
 
 def _server(app: FastAPI, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> Server:

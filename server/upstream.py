@@ -14,8 +14,8 @@ from server.settings import GatewaySettings
 KEEP_ALIVE_S = 3.0
 """Shorter than the engine's own 5 s, so that no request goes out on a connection the engine is just closing."""
 
-PASSED_HEADERS = ("content-type", "retry-after")
-"""Headers of the engine's answer that the client gets."""
+PASSED_HEADERS = ("content-type", "retry-after", "metadata")
+"""Headers of the engine's answer that the client gets; the last says how to read embeddings that come as bytes."""
 
 
 class EngineFailed(Exception):

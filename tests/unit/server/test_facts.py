@@ -58,3 +58,5 @@ def test_the_header_says_on_or_off(header: str | None, off: bool) -> None:
     assert wants_no_draft(header) is off
     with pytest.raises(Refusal, match="must be on or off, given 'never'"):
         wants_no_draft("never")
+    with pytest.raises(Refusal):
+        wants_no_draft("")

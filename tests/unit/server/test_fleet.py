@@ -204,7 +204,7 @@ async def test_ready_names_the_models_that_nobody_serves(gateway: Gateway) -> No
         async with gateway([], engines=engines) as running:
             status, body = await ready(running)
             assert (status, error_of(body)["message"]) == (503, "no engine is up for other")
-            for model, wanted in (("m", 200), ("other", 503)):
+            for model, wanted in (("m", 200), ("other", 503), ("nobody", 404)):
                 async with running.client.get(f"{running.url}/ready?model={model}") as response:
                     assert response.status == wanted
             status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.server.answers import BODY
+from tests.unit.server.answers import BODY, error_of
 from tests.unit.server.conftest import Gateway, Running
 from tests.unit.server.replay import whole
 
@@ -54,3 +54,15 @@ async def test_a_slow_body_or_answer_is_not_a_slow_header(gateway: Gateway) -> N
             assert b" 200 " in head.splitlines()[0]
             assert await reader.readexactly(len(BODY)) == BODY
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+     b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\nhello\r\n\r\n", HEAD + b"Content-Length: x\r\n\r\n"],
+)  # fmt: skip
+async def test_what_is_not_http_is_told_so_in_the_shape_of_all_errors(gateway: Gateway, sent: bytes) -> None:
+    async with gateway(whole(BODY)) as running:
+        head, _, body = (await answer_to(running, sent)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request")
+        assert error_of(body)["code"] == "malformed_http"

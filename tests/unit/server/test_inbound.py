@@ -5,11 +5,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.app import ROUTES
+from server.declaring import OUTPUT_FIELDS, declared_tokens
 from server.errors import Refusal
 from server.inbound import Inbound, Route, check
+from server.known_fields import KNOWN
 
 CHAT = Route("/v1/chat/completions", "chat", generates=True)
 EMBEDDINGS = Route("/v1/embeddings", "embeddings", generates=False)
@@ -56,7 +59,7 @@ def test_priority_is_not_the_clients_to_choose() -> None:
 
 @pytest.mark.parametrize(
     ("payload", "sequences"),
-    [({}, 1), ({"n": 3}, 3), ({"n": None}, 1), ({"prompt": "a"}, 1), ({"prompt": [1, 2, 3]}, 1),
+    [({}, 1), ({"n": 3}, 3), ({"n": 2.0}, 2), ({"n": None}, 1), ({"prompt": "a"}, 1), ({"prompt": [1, 2, 3]}, 1),
      ({"prompt": ["a", "b"]}, 2), ({"prompt": [[1], [2]], "n": 4}, 8), ({"prompt": []}, 1)],
 )  # fmt: skip
 def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) -> None:
@@ -66,7 +69,7 @@ def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) 
 @pytest.mark.parametrize(
     ("payload", "param"),
     [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"),
-     ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
+     ({"n": 1.5}, "n"), ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
      ({"stream": True, "stream_options": []}, "stream_options"), ({"stream_options": {}}, "stream_options"),
      ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage")],
 )  # fmt: skip
@@ -92,6 +95,29 @@ def test_messages_never_hold_the_prompt() -> None:
 def test_no_body_makes_the_gateway_fail(body: bytes) -> None:
     with contextlib.suppress(Refusal):
         check(CHAT, body, 8)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+VALUES = (
+    PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.sampled_from(["text", "role", "type"]), PLAIN, max_size=3)
+)
+NAMES = st.sampled_from(sorted(frozenset.union(*KNOWN.values()))) | st.text(max_size=5)
+
+
+@given(st.sampled_from(ROUTES), st.dictionaries(NAMES, VALUES, max_size=6), st.booleans(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_whatever_a_body_says_it_passes_or_is_refused_with_400(
+    route: Route, payload: dict[str, Any], strict: bool, limited: bool
+) -> None:
+    try:
+        inbound = check(route, json.dumps(payload).encode(), 8, True, strict, 7 if limited else None)
+    except Refusal as refusal:
+        assert (refusal.status, refusal.headers, refusal.retry_after_s) == (400, {}, None)  # noqa: PT017
+        return
+    sent, ours = json.loads(inbound.body), {"priority", "stream_options", *OUTPUT_FIELDS[route.name]}
+    assert {key: sent[key] for key in sent.keys() - ours} == {key: payload[key] for key in payload.keys() - ours}
+    assert "priority" not in sent
+    assert declared_tokens(route.name, inbound.payload, inbound.num_sequences, 3.0) >= 0
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,61 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+from server.admin import create_admin_app
 from server.app import ROUTES, create_app
-from server.openapi import document, page
+from server.known_fields import KNOWN
+from server.openapi import admin_document, document, page
 from server.settings import GatewaySettings
+from server.tenants import hash_key
 from tests.unit.server.conftest import Gateway
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("live_page", [True, False])
-def test_every_route_that_is_served_is_described_and_no_other(live_page: bool) -> None:
-    settings = GatewaySettings(engine_url="http://127.0.0.1:1", live_page=live_page)
-    served = {
+TENANTS = json.dumps({"tenants": [{"name": "a", "keys": [hash_key("sk-a")]}]})
+
+
+def served(app: FastAPI) -> set[tuple[str, str]]:
+    return {
         (route.path, method.lower())
-        for route in create_app(settings).router.routes
+        for route in app.router.routes
         for method in route.methods - {"HEAD"}  # type: ignore[attr-defined]
     }
-    paths = document(ROUTES, settings, "1")["paths"]
-    assert {(path, method) for path, methods in paths.items() for method in methods} == served
+
+
+def described(found: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(path, method) for path, methods in found["paths"].items() for method in methods}
+
+
+@pytest.mark.parametrize("live_page", [True, False])
+@pytest.mark.parametrize("admin_port", [None, 0])
+def test_every_route_that_is_served_is_described_and_no_other(live_page: bool, admin_port: int | None) -> None:
+    settings = GatewaySettings(engine_url="http://127.0.0.1:1", live_page=live_page, admin_port=admin_port)
+    app = create_app(settings)
+    assert described(document(ROUTES, settings, "1")) == served(app)
+    assert described(admin_document(settings, "1")) == served(create_admin_app(app.state.gateway, "1"))
+
+
+def test_keys_and_their_refusals_are_described_where_there_are_tenants() -> None:
+    for settings, wanted in ((GatewaySettings(), False), (GatewaySettings.model_validate({"tenants": TENANTS}), True)):
+        found = document(ROUTES, settings, "1")
+        chat, models = found["paths"]["/v1/chat/completions"]["post"], found["paths"]["/v1/models"]["get"]
+        assert ("securitySchemes" in found["components"]) is wanted
+        assert [("security" in one, "401" in one["responses"]) for one in (chat, models)] == [(wanted, wanted)] * 2
+        assert ("403" in chat["responses"]) is wanted
+        assert ("X-Ratelimit-Limit-Tokens" in chat["responses"]["200"]["headers"]) is wanted
+
+
+def test_strict_mode_names_the_fields_it_knows() -> None:
+    found = document(ROUTES, GatewaySettings(strict=True), "1")
+    body = found["paths"]["/v1/embeddings"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["additionalProperties"] is False
+    assert set(body["properties"]) == KNOWN["embeddings"]
 
 
 def test_names_of_operations_are_unique_and_references_point_somewhere() -> None:

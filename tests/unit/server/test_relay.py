@@ -153,6 +153,14 @@ async def test_other_routes_are_passed_through(gateway: Gateway, route: str, mis
         assert await running.metric("understudy_acceptance_records_missing_total", reason="absent") == missing
 
 
+async def test_embeddings_as_bytes_come_with_what_says_how_to_read_them(gateway: Gateway) -> None:
+    answer = whole(b"\x00\x01", content_type="application/octet-stream", headers='Metadata: {"data": []}\r\n')
+    async with gateway(answer) as running:
+        _, headers, body = await running.post("/v1/embeddings", {"input": "x", "encoding_format": "bytes"})
+        assert (headers["content-type"], headers["metadata"]) == ("application/octet-stream", '{"data": []}')
+        assert body == b"\x00\x01"
+
+
 async def test_streams_of_other_routes_need_no_last_event(gateway: Gateway) -> None:
     stream = b'event: response.completed\ndata: {"usage": {"x": 1}}\n\n'
     async with gateway(chunked([stream])) as running:
