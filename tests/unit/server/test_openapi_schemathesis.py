@@ -62,7 +62,7 @@ async def tried(running: Running, url: str, folder: Path, *options: str) -> str:
     (folder / "openapi.json").write_text(json.dumps(found))
     command = [
         sys.executable, "-c", CLI, "run", str(folder / "openapi.json"), "--url", url, "--no-color", "--seed", "0",
-        "--checks", "all", "--generation-database", "none", "--max-examples", "5",
+        "--checks", "all", "--generation-database", "none", "--max-examples", "3",
         "--header", f"Authorization: Bearer {KEY}", *options,
     ]  # fmt: skip
     out = asyncio.subprocess.PIPE
