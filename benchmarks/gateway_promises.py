@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,9 @@ from benchmarks.promises.plan import QUICK, Place, Plan
 from benchmarks.promises.rows import Row, line, write
 from stages.progress import log
 
+LIMIT_S = 1800.0
+"""No promise takes longer; by then something waits for what never comes."""
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -37,7 +41,11 @@ class Promise:
 
 
 PROMISES = (
-    Promise(leaving.NAME, "a client leaves, in four windows: the engine's connection closed, the place free", leaving.attempt),
+    Promise(
+        leaving.NAME,
+        "a client leaves, in four windows: the engine's connection closed, the place free",
+        leaving.attempt,
+    ),
     Promise(budget.NAME, "a tenant's tokens per minute under 64 parallel clients", budget.attempt),
     Promise(death.NAME, "the engine killed in mid-stream, and back again", death.attempt),
     Promise(overload.NAME, "three times more requests than can be served", overload.attempt),
@@ -55,16 +63,28 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.gateway_promises", description=__doc__, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="these, of the list below")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the tries, in two minutes: to see that it works")
-    parser.add_argument("--tries", type=int, default=None, metavar="N", help=f"of each promise; {Plan().tries} if not given")
-    parser.add_argument("--out", type=Path, default=FILE, help="rows of other promises in it stay; default: %(default)s")
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="these, of the list below"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the tries, in two minutes: to see that it works"
+    )
+    parser.add_argument(
+        "--tries", type=int, default=None, metavar="N", help=f"of each promise; {Plan().tries} if not given"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=FILE, help="rows of other promises in it stay; default: %(default)s"
+    )
     return parser.parse_args(arguments)
+
+
+async def _attempt(promise: Promise, plan: Plan, place: Place) -> list[Row]:
+    return await promise.attempt(plan, place)
 
 
 def carry_out(promise: Promise, plan: Plan, place: Place) -> list[Row]:
     """Tries one promise; its rows tell when, where and of which revision."""
-    found = asyncio.run(promise.attempt(plan, place))
+    found = asyncio.run(asyncio.wait_for(_attempt(promise, plan, place), LIMIT_S))
     run: dict[str, Any] = {
         "hardware": hardware(), "revision": revision(), "date": datetime.now(UTC).date().isoformat()
     }  # fmt: skip
@@ -76,6 +96,7 @@ def main() -> None:
     asked = options()
     plan = QUICK if asked.quick else Plan()
     plan = plan if asked.tries is None else replace(plan, tries=asked.tries)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the gateway under test is ended, too
     ours, theirs = cores()
     if ours is not None:
         os.sched_setaffinity(0, {ours})

@@ -138,7 +138,9 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
                 started = time.monotonic()
                 ledgers.append(await Round(tenant, served, engine, place).all_clients())
                 if time.monotonic() - started > MINUTE_S:
-                    raise EngineError("a round took longer than the minute that its budget is for; use a faster machine")
+                    raise EngineError(
+                        "a round took longer than the minute that its budget is for; use a faster machine"
+                    )
                 engine.seen.clear()
                 advance()
     return [_row(ledgers)]
@@ -157,4 +159,14 @@ def _row(ledgers: list[Ledger]) -> Row:
         "wrong": [text for ledger in ledgers for text in ledger.wrong][:3], "settings": SETTINGS,
     }  # fmt: skip
     worst = max(0, *over) if over else None
-    return Row(NAME, text, len(tried), sum(kept), worst, "tokens over", more["largest_declared"], all(kept) and bool(kept), more)
+    return Row(
+        NAME,
+        text,
+        len(tried),
+        sum(kept),
+        worst,
+        "tokens over",
+        more["largest_declared"],
+        all(kept) and bool(kept),
+        more,
+    )

@@ -49,9 +49,10 @@ def post(path: str, body: bytes, key: str = "") -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def get(path: str) -> bytes:
+def get(path: str, key: str = "") -> bytes:
     """The bytes of a request without one."""
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}\r\n".encode()
 
 
 @dataclass
@@ -70,8 +71,9 @@ class Answer:
 
     @property
     def head(self) -> bytes:
-        """Status line and headers, in small letters."""
-        return self.data.partition(b"\r\n\r\n")[0].lower()
+        """Status line and headers, in small letters; empty until they have come whole."""
+        head, end, _ = self.data.partition(b"\r\n\r\n")
+        return head.lower() if end else b""
 
     @property
     def body(self) -> bytes:
@@ -153,7 +155,11 @@ async def ask(port: int, data: bytes) -> Answer:
         async with asyncio.timeout(TIMEOUT_S), connected(port) as (reader, writer):
             answer = await exchange(reader, writer, data)
     except (OSError, TimeoutError) as error:
-        return Answer(sent_s, error=f"{type(error).__name__}: {error}", refused_connection=isinstance(error, ConnectionRefusedError))
+        return Answer(
+            sent_s,
+            error=f"{type(error).__name__}: {error}",
+            refused_connection=isinstance(error, ConnectionRefusedError),
+        )
     if answer.ttfb_s is not None:
         answer.ttfb_s += answer.sent_s - sent_s
     return replace(answer, sent_s=sent_s, e2e_s=time.monotonic() - sent_s)

@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from benchmarks.promises.client import Answer, Request, connected, exchange
@@ -14,6 +13,7 @@ from benchmarks.promises.plan import Place, Plan
 from benchmarks.promises.rows import Row, counted, timed
 from benchmarks.promises.served import Served, gateway
 from benchmarks.promises.upstream import Script
+from benchmarks.promises.waiting import seconds_until
 from server.engine import choose_port
 from stages.errors import EngineError
 from stages.progress import progress
@@ -23,7 +23,6 @@ STREAMS = 8
 TOLD_S, BACK_S = 2.0, 5.0
 """What is promised: 503 on ``/ready`` after the engine's death, an answer after its return."""
 NEVER_S = 20.0
-POLL_S = 0.01
 
 
 class Killable:
@@ -86,10 +85,10 @@ async def _die_and_return(served: Served, engine: Killable, place: Place, found:
         await begun.acquire()
     died_s = time.monotonic()
     engine.kill()
-    found.unready_s.append(await _seconds(died_s, lambda: _is_unready(served)))
+    found.unready_s.append(await seconds_until(lambda: _is_unready(served), died_s, NEVER_S))
     found.told += [_was_told(end) for end in await asyncio.gather(*reading)]
     await asyncio.to_thread(engine.start)
-    found.back_s.append(await _seconds(time.monotonic(), lambda: _is_served(served, place)))
+    found.back_s.append(await seconds_until(lambda: _is_served(served, place), time.monotonic(), NEVER_S))
 
 
 async def _stream(served: Served, place: Place, begun: asyncio.Semaphore) -> Answer:
@@ -111,10 +110,3 @@ async def _is_unready(served: Served) -> bool:
 async def _is_served(served: Served, place: Place) -> bool:
     request = Request(Script(next(place.ids)))
     return (await served.ask(request.data())).fulfils(request)
-
-
-async def _seconds(since_s: float, question: Callable[[], Awaitable[bool]]) -> float:
-    """How long it took until the answer was yes; `NEVER_S` where it is not by then."""
-    while not await question() and time.monotonic() < since_s + NEVER_S:
-        await asyncio.sleep(POLL_S)
-    return time.monotonic() - since_s

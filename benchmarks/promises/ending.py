@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.promises.load import Asked, Load
 from benchmarks.promises.plan import Place, Plan
 from benchmarks.promises.rows import Row, counted
 from benchmarks.promises.served import Served, gateway
 from benchmarks.promises.upstream import Engine
+from benchmarks.promises.waiting import seconds_until
 from stages.progress import progress
 
 NAME = "sigterm"
@@ -54,14 +55,13 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
         rounds=len(found.codes), exit_codes=sorted(set(map(str, found.codes))), ended_within_s=round(max(found.ended_s), 3),
         refused=found.refused, closed_without_answer_after_signal=found.unanswered, wrong=found.lost[:3], settings=SETTINGS,
     )  # fmt: skip
-    return [row if clean else Row(**{**row.__dict__, "is_kept": False})]
+    return [row if clean else replace(row, is_kept=False)]
 
 
 async def _end_under_load(served: Served, place: Place, found: Found) -> None:
     load = Load(served, place)
     clients = [asyncio.create_task(load.client(_was_served)) for _ in range(CLIENTS)]
-    while len(load.done) < CLIENTS:
-        await asyncio.sleep(0.01)
+    await seconds_until(load.has_begun, time.monotonic(), ENDS_S)
     await asyncio.sleep(place.draw.uniform(0, 0.5))
     signalled_s = time.monotonic()
     served.child.send_signal(signal.SIGTERM)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 
 from benchmarks.promises.client import Answer, Request, connected, hang_up
 from benchmarks.promises.plan import Place, Plan
@@ -72,8 +72,9 @@ class Tries:
             await asyncio.sleep(self.place.draw.uniform(0, 0.02))
             left_s = time.monotonic()
             hang_up(writer, hard)
-            free_s = await self._within(self.served.settled(NEVER_S, under_way=0, at_the_engine=0))
-            await self._within(seen.over.wait())
+            free_s = await self.served.settled(NEVER_S, under_way=0, at_the_engine=0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(seen.over.wait(), NEVER_S)
         return (seen.closed_s or left_s + NEVER_S) - left_s, (free_s or left_s + NEVER_S) - left_s
 
     async def leave_queue(self, window: Window, hard: bool) -> tuple[float, float]:
@@ -114,14 +115,6 @@ class Tries:
         answers: list[Answer] = await asyncio.gather(*asking)
         return most is not None and all(a.fulfils(r) for a, r in zip(answers, requests, strict=True))
 
-    @staticmethod
-    async def _within(waiting: object) -> float | None:
-        try:
-            async with asyncio.timeout(NEVER_S):
-                return await waiting  # type: ignore[misc,no-any-return]
-        except TimeoutError:
-            return None
-
 
 async def attempt(plan: Plan, place: Place) -> list[Row]:
     """All windows: a row for each."""
@@ -139,7 +132,7 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
 
 async def _window(tries: Tries, window: Window, num_tries: int, advance: Callable[..., None]) -> list[Row]:
     closed, freed = list[float](), list[float]()
-    async with tries.all_places_taken() if window.queued else _nothing():
+    async with tries.all_places_taken() if window.queued else nullcontext():
         for number in range(num_tries):
             leave = tries.leave_queue if window.queued else tries.leave_at_engine
             closed_s, freed_s = await leave(window, hard=bool(number % 2))
@@ -150,11 +143,6 @@ async def _window(tries: Tries, window: Window, num_tries: int, advance: Callabl
     return [_row(window, closed, freed, usable)]
 
 
-@asynccontextmanager
-async def _nothing() -> AsyncIterator[None]:
-    yield
-
-
 def _row(window: Window, closed: list[float], freed: list[float], usable: bool) -> Row:
     """A try is kept when both were in time; that no place is lost is seen at the end of each window."""
     what = "its place in the queue free" if window.queued else "the engine's connection closed, its place free"
@@ -162,4 +150,4 @@ def _row(window: Window, closed: list[float], freed: list[float], usable: bool) 
     both = [max(one, other) for one, other in zip(closed, freed, strict=True)]
     more = {"worst_closed_ms": round(1e3 * max(closed), 3), "worst_freed_ms": round(1e3 * max(freed), 3)}
     row = timed(NAME, text, both, CLOSED_S, **more, all_places_usable=usable, settings=SETTINGS)
-    return row if usable else Row(**{**row.__dict__, "is_kept": False})
+    return row if usable else replace(row, is_kept=False)

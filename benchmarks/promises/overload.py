@@ -1,4 +1,4 @@
-"""Three times as many requests as the engine can serve, for a minute: who is let in is served as always, who is not is told at once.
+"""Three times as many requests as can be served, for a minute: who is let in is served as always, who is not is told at once.
 
 Requests come at random times (a Poisson process), whether or not earlier ones have been answered, as those of many clients do.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.promises.client import Request
@@ -15,6 +15,7 @@ from benchmarks.promises.plan import Place, Plan
 from benchmarks.promises.rows import Row, counted, timed
 from benchmarks.promises.served import Served, gateway
 from benchmarks.promises.upstream import Engine, Script
+from benchmarks.promises.waiting import seconds_until
 from stages.folders import write_text
 from stages.progress import progress
 
@@ -24,7 +25,6 @@ WAYS = ("SIGHUP", "POST /admin/reload", "the changed file alone")
 IN_FORCE_S = 2.0
 """The file of tenants is looked at every second."""
 NEVER_S = 10.0
-POLL_S = 0.01
 BAD_EVERY = 5
 """Every so many reloads, a file that cannot be used comes first."""
 STAY = "stays"
@@ -62,9 +62,7 @@ class Reloading:
             self.served.child.send_signal(signal.SIGHUP)
         elif way == WAYS[1]:
             await self.served.reload()
-        while await self._status(new) == 401 and time.monotonic() < started + NEVER_S:
-            await asyncio.sleep(POLL_S)
-        self.in_force_s.append(time.monotonic() - started)
+        self.in_force_s.append(await seconds_until(lambda: self._is_let_in(new), started, NEVER_S))
         if await self._status(old) != 401:
             self.wrong.append(f"{way}: a removed key is still let in")
         self.outlived.append(await running)
@@ -75,6 +73,9 @@ class Reloading:
         answer = await self.served.reload()
         if answer.status != 422 or await self._status(old) != 200:
             self.wrong.append(f"a bad file: {answer.told}")
+
+    async def _is_let_in(self, tenant: str) -> bool:
+        return await self._status(tenant) != 401
 
     async def _status(self, tenant: str) -> int:
         request = Request(Script(next(self.place.ids)), stream=False, key=key_of(tenant))
@@ -120,6 +121,6 @@ def _rows(reloading: Reloading, done: list[Asked], log: str) -> list[Row]:
     return [
         counted(NAME, f"tenants and settings read again under load of {CLIENTS} clients: no request lost", kept,
                 reloads=len(reloading.in_force_s), wrong=wrong[:3]),
-        in_force if not reloading.wrong else Row(**{**in_force.__dict__, "is_kept": False}),
+        in_force if not reloading.wrong else replace(in_force, is_kept=False),
         counted(NAME, "changed settings taken over", [number < taken for number in range(reloading.told)]),
     ]  # fmt: skip

@@ -88,26 +88,33 @@ async def gateway(
     Raises:
         EngineError: it does not come up; the message holds the last words of its log.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            _command(engine_url, options, settings), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-            start_new_session=True, env=environment,
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-        )  # fmt: skip
+    child = _start(_command(engine_url, options, settings), log, core)
     try:
         yield await _ready(child, log)
     finally:
         await asyncio.to_thread(stop, child)
 
 
+def _start(command: Sequence[str], log: Path, core: int | None) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )  # fmt: skip
+
+
+def _said(log: Path) -> str:
+    return log.read_text(errors="replace")
+
+
 async def _ready(child: subprocess.Popen[bytes], log: Path) -> Served:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and child.poll() is None:
-        said = log.read_text(errors="replace")
+        said = _said(log)
         main, admin = MAIN_PORT.search(said), ADMIN_PORT.search(said)
         if READY in said and main and admin:
             return Served(child, int(main[1]), int(admin[1]), log)
         await asyncio.sleep(0.05)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no log"]
+    last = _said(log).strip().splitlines()[-1:] or ["no log"]
     raise EngineError(f"the gateway does not come up (exit code {child.poll()}); its last word: {last[0][:300]}")

@@ -17,7 +17,12 @@ def figure(value: float | None, unit: str) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """One row of the table."""
-    values = [f"{row['tried']:,}", f"{row['kept']:,}", figure(row["worst"], row["unit"]), figure(row["limit"], row["unit"])]
+    values = [
+        f"{row['tried']:,}",
+        f"{row['kept']:,}",
+        figure(row["worst"], row["unit"]),
+        figure(row["limit"], row["unit"]),
+    ]
     return [row["promise"], *values, "kept" if row["is_kept"] else "**not kept**"]
 
 

@@ -136,7 +136,9 @@ def test_the_ledger_knows_the_most_that_a_tenant_had_at_once() -> None:
     assert (ledger.most, ledger.running, ledger.taken, ledger.largest) == (110, 100, 10, 60)
 
 
-@pytest.mark.parametrize(("most", "refused", "tried", "kept"), [(3000, 3, 1, 1), (3099, 3, 1, 1), (3200, 3, 1, 0), (100, 0, 0, 0)])
+@pytest.mark.parametrize(
+    ("most", "refused", "tried", "kept"), [(3000, 3, 1, 1), (3099, 3, 1, 1), (3200, 3, 1, 0), (100, 0, 0, 0)]
+)
 def test_a_round_keeps_the_budget_up_to_one_declaration_and_counts_only_if_somebody_was_refused(
     most: int, refused: int, tried: int, kept: int
 ) -> None:
@@ -195,7 +197,9 @@ def test_memory_is_measured_against_the_time_after_the_warm_up() -> None:
     assert 0 < leak.kept < leak.tried == 20
 
 
-@pytest.mark.parametrize(("most", "after", "left", "kept"), [(20, 9, 0, True), (20, 10, 0, False), (20, 9, 1, False), (99, 9, 0, False)])
+@pytest.mark.parametrize(
+    ("most", "after", "left", "kept"), [(20, 9, 0, True), (20, 10, 0, False), (20, 9, 1, False), (99, 9, 0, False)]
+)
 def test_descriptors_and_requests_must_be_gone_at_rest(most: int, after: int, left: int, kept: bool) -> None:
     samples = [soak.Sample(0.0, 1, most)]
     assert soak.descriptors("", soak.Sample(0.0, 1, 9), samples, soak.Sample(0.0, 1, after), left).is_kept == kept
