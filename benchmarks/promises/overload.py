@@ -6,11 +6,12 @@ Requests come at random times (a Poisson process), whether or not earlier ones h
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.gateway import percentile
+from benchmarks.gateway import cpu_s, percentile
 from benchmarks.promises.client import Answer, Request
 from benchmarks.promises.plan import Place, Plan
 from benchmarks.promises.rows import Row, counted, timed
@@ -67,6 +68,8 @@ class Phases:
     after: list[Try]
     ended_s: float
     """When the overload ended: a reading of `time.monotonic`."""
+    busy: float
+    """CPU seconds of the gateway in a second of overload."""
 
     @property
     def usual_s(self) -> float:
@@ -87,10 +90,12 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
         seconds = round(plan.unloaded_s + plan.overload_s + plan.recovery_s)
         with progress(NAME, seconds, "seconds") as advance:
             before = await _arrivals(served, place, UNLOADED * CAPACITY, plan.unloaded_s, advance)
+            began_s, spent_s = time.monotonic(), cpu_s(served.child.pid)
             during = await _arrivals(served, place, OVERLOAD * CAPACITY, plan.overload_s, advance)
             ended_s = time.monotonic()
+            busy = (cpu_s(served.child.pid) - spent_s) / (ended_s - began_s)
             after = await _arrivals(served, place, UNLOADED * CAPACITY, plan.recovery_s, advance)
-        return rows(Phases(*(await asyncio.gather(*map(_all, (before, during, after)))), ended_s), plan)
+        return rows(Phases(*(await asyncio.gather(*map(_all, (before, during, after)))), ended_s, busy), plan)
 
 
 async def _all(asking: Sequence[asyncio.Task[Try]]) -> list[Try]:
@@ -126,13 +131,15 @@ def rows(phases: Phases, plan: Plan) -> list[Row]:
     ttfb = [one.ttfb_s for one in during if one.served]
     p99_s = percentile(ttfb, 0.99) if ttfb else None
     load = f"{OVERLOAD:g}x overload for {plan.overload_s:g} s"
-    shared = {"unloaded_ttfb_p99_s": usual_s, "requests_per_s": OVERLOAD * CAPACITY, "settings": SETTINGS}
+    shared = {"unloaded_ttfb_p99_s": usual_s, "requests_per_s": OVERLOAD * CAPACITY,
+              "gateway_cpu": round(phases.busy, 3), "settings": SETTINGS}
     wrong = [one.answer.told for one in (*phases.before, *during, *phases.after) if not (one.served or one.refused)]
     later = [one for one in phases.after if one.answer.sent_s > phases.ended_s + NORMAL_S]
     return [
         counted(NAME, f"{load}: every request answered whole, or refused with 503 and Retry-After",
                 [one.served or one.refused for one in during], wrong=wrong[:3], **shared),
-        timed(NAME, f"{load}: refusals within {1e3 * REFUSED_S:g} ms", refusals, REFUSED_S, **shared),
+        timed(NAME, f"{load}: refusals within {1e3 * REFUSED_S:g} ms", refusals, REFUSED_S,
+              median_ms=round(1e3 * statistics.median(refusals or [0.0]), 3), **shared),
         Row(
             NAME, f"{load}: accepted requests' p99 time to first byte within {SLOWER:g}x of unloaded", len(ttfb),
             sum(one <= SLOWER * usual_s for one in ttfb), round(p99_s / usual_s, 3) if p99_s else None, "x (p99)",

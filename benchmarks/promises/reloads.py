@@ -36,6 +36,7 @@ class Reloading:
     """The files, and what became of each reload."""
 
     served: Served
+    engine: Engine
     place: Place
     tenants: Path
     settings: Path
@@ -49,8 +50,10 @@ class Reloading:
     async def reload(self, number: int) -> None:
         """Replaces one tenant by the next, and takes the time until that one is let in."""
         way, old, new = WAYS[number % len(WAYS)], f"tenant-{number}", f"tenant-{number + 1}"
-        running = asyncio.create_task(self._stream(old))
-        await asyncio.sleep(self.place.draw.uniform(0.01, 0.1))
+        request = Request(Script(next(self.place.ids), 30, 0.01, 0.05), key=key_of(old))
+        running = asyncio.create_task(self.served.ask(request.data()))
+        await self.engine.of(request.script.id).here.wait()
+        await asyncio.sleep(self.place.draw.uniform(0, 0.1))
         if number % BAD_EVERY == 0:
             await self._try_bad_file(old)
         if way != WAYS[2]:
@@ -65,7 +68,10 @@ class Reloading:
         self.in_force_s.append(await seconds_until(lambda: self._is_let_in(new), started, NEVER_S))
         if await self._status(old) != 401:
             self.wrong.append(f"{way}: a removed key is still let in")
-        self.outlived.append(await running)
+        answer = await running
+        self.outlived.append(answer.fulfils(request))
+        if not self.outlived[-1]:
+            self.wrong.append(f"{way}: a stream of a removed tenant: {answer.told}")
 
     async def _try_bad_file(self, old: str) -> None:
         """The keys read before must stay in force."""
@@ -81,10 +87,6 @@ class Reloading:
         request = Request(Script(next(self.place.ids)), stream=False, key=key_of(tenant))
         return (await self.served.ask(request.data())).status
 
-    async def _stream(self, tenant: str) -> bool:
-        request = Request(Script(next(self.place.ids), 30, 0.01, 0.05), key=key_of(tenant))
-        return (await self.served.ask(request.data())).fulfils(request)
-
 
 def write_settings(path: Path, number: int) -> None:
     """A settings file that differs from that of any other number in what can be taken over."""
@@ -98,7 +100,7 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
     write_settings(settings, -1)
     files = ["--tenants", str(tenants), "--config", str(settings)]
     async with Engine().running() as engine, gateway(engine.url, log, place.core, files) as served:
-        load, reloading = Load(served, place, key_of(STAY)), Reloading(served, place, tenants, settings)
+        load, reloading = Load(served, place, key_of(STAY)), Reloading(served, engine, place, tenants, settings)
         clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
         with progress(NAME, plan.tries, "reloads") as advance:
             for number in range(plan.tries):

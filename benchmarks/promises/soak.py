@@ -32,8 +32,8 @@ SETTINGS = {"max_in_flight": 16, "max_queued": 16, "max_body_bytes": 65536}
 MEMORY_SHARE = 0.05
 SPARE = 4
 """Descriptors that the engine's probes and the admin port may have open beside those of clients."""
-REST_S = 5.0
-"""Longer than connections without a request are kept."""
+REST_S = 8.0
+"""Longer than connections without a request are kept: the engine's are looked at every 3 s, and may then be 3 s old."""
 EVERY_S = 1.0
 TENANT = "mixed"
 KEY = key_of(TENANT)

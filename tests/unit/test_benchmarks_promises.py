@@ -159,13 +159,13 @@ def turned_away(e2e_s: float, sent_s: float = 0.0) -> overload.Try:
 
 def test_overload_is_judged_by_the_p99_of_who_was_let_in_and_by_every_refusal() -> None:
     during = [overloaded(0.2)] * 199 + [overloaded(0.9)] + [turned_away(0.01), turned_away(0.06)]
-    phases = overload.Phases([overloaded(0.2)] * 10, during, [overloaded(0.2, 7.0), turned_away(0.01, 2.0)], 0.0)
+    phases = overload.Phases([overloaded(0.2)] * 10, during, [overloaded(0.2, 7.0), turned_away(0.01, 2.0)], 0.0, 0.3)
     whole, refusals, first_byte, after = overload.rows(phases, QUICK)
     assert (whole.is_kept, whole.tried) == (True, 202)
     assert (refusals.is_kept, refusals.kept, refusals.tried, refusals.worst) == (False, 1, 2, 60.0)
     assert (first_byte.is_kept, first_byte.kept, first_byte.tried, first_byte.worst) == (True, 199, 200, 1.0)
     assert (after.is_kept, after.tried, after.worst) == (True, 1, 2.0)
-    late = overload.Phases(phases.before, during, [overloaded(0.5, 7.0)], 0.0)
+    late = overload.Phases(phases.before, during, [overloaded(0.5, 7.0)], 0.0, 0.3)
     assert not overload.rows(late, QUICK)[3].is_kept
 
 
