@@ -131,8 +131,12 @@ def rows(phases: Phases, plan: Plan) -> list[Row]:
     ttfb = [one.ttfb_s for one in during if one.served]
     p99_s = percentile(ttfb, 0.99) if ttfb else None
     load = f"{OVERLOAD:g}x overload for {plan.overload_s:g} s"
-    shared = {"unloaded_ttfb_p99_s": usual_s, "requests_per_s": OVERLOAD * CAPACITY,
-              "gateway_cpu": round(phases.busy, 3), "settings": SETTINGS}
+    shared = {
+        "unloaded_ttfb_p99_s": usual_s,
+        "requests_per_s": OVERLOAD * CAPACITY,
+        "gateway_cpu": round(phases.busy, 3),
+        "settings": SETTINGS,
+    }
     wrong = [one.answer.told for one in (*phases.before, *during, *phases.after) if not (one.served or one.refused)]
     later = [one for one in phases.after if one.answer.sent_s > phases.ended_s + NORMAL_S]
     return [

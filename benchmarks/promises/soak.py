@@ -1,8 +1,8 @@
 """Minutes of mixed load: answers of both kinds, clients that leave, engines that fail, and requests that make no sense.
 
 Flat means: after a warm-up, the median of resident memory over as long again is the measure, and every second after that
-stays within `MEMORY_SHARE` of it; descriptors stay within two for each client while there is load, and there are no more of
-them at rest after it than at rest before it.
+stays within `MEMORY_SHARE` of it; descriptors stay within two for each client while there is load, and at rest after it there are
+no more than at rest before it, but for `PROBED` connections to the engine.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ SPARE = 4
 """Descriptors that the engine's probes and the admin port may have open beside those of clients."""
 REST_S = 8.0
 """Longer than connections without a request are kept: the engine's are looked at every 3 s, and may then be 3 s old."""
+PROBED = 6
+"""Connections to the engine that a burst may leave open for good: the probes, two a second, use idle ones in turn, each of
+which would be closed after 3 s."""
 EVERY_S = 1.0
 TENANT = "mixed"
 KEY = key_of(TENANT)
@@ -206,8 +209,8 @@ def descriptors(load: str, before: Sample, samples: list[Sample], after: Sample,
     """Whether no descriptor, and no request, is left behind."""
     limit = before.descriptors + 2 * CLIENTS + SPARE
     kept = sum(one.descriptors <= limit for one in samples)
-    flat = kept == len(samples) and after.descriptors <= before.descriptors and not left
-    text = f"{load}: open descriptors within two for each client, and no more at rest after than before"
+    flat = kept == len(samples) and after.descriptors <= before.descriptors + PROBED and not left
+    text = f"{load}: open descriptors within two for each client, and at rest after at most {PROBED} (kept by probes) more than before"
     more = {"at_rest_before": before.descriptors, "at_rest_after": after.descriptors, "requests_left": left}
     return Row(
         NAME, text, len(samples), kept, max(one.descriptors for one in samples), "descriptors", limit, flat, more

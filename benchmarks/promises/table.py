@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 HEADS = ("promise", "tried", "kept", "worst", "limit", "")
-SAID = ("wrong", "refused", "reloads", "rounds", "median_ms", "unloaded_ttfb_p99_s", "ttfb_p99_s", "requests_per_s", "gateway_cpu", "least_used",
-        "tokens_per_minute", "rss_mib_start", "rss_mib_warm", "rss_mib_end", "at_rest_before", "at_rest_after")  # fmt: skip
+SAID = (
+    "wrong", "refused", "reloads", "rounds", "median_ms", "unloaded_ttfb_p99_s", "ttfb_p99_s", "requests_per_s",
+    "gateway_cpu", "least_used", "tokens_per_minute", "rss_mib_start", "rss_mib_warm", "rss_mib_end", "at_rest_before",
+    "at_rest_after",
+)  # fmt: skip
 """Which further figures are shown beside a row."""
 
 
