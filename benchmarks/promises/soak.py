@@ -210,7 +210,10 @@ def descriptors(load: str, before: Sample, samples: list[Sample], after: Sample,
     limit = before.descriptors + 2 * CLIENTS + SPARE
     kept = sum(one.descriptors <= limit for one in samples)
     flat = kept == len(samples) and after.descriptors <= before.descriptors + PROBED and not left
-    text = f"{load}: open descriptors within two for each client, and at rest after at most {PROBED} (kept by probes) more than before"
+    text = (
+        f"{load}: open descriptors within two for each client, "
+        f"and at rest after at most {PROBED} (kept by probes) more than before"
+    )
     more = {"at_rest_before": before.descriptors, "at_rest_after": after.descriptors, "requests_left": left}
     return Row(
         NAME, text, len(samples), kept, max(one.descriptors for one in samples), "descriptors", limit, flat, more

@@ -198,7 +198,8 @@ def test_memory_is_measured_against_the_time_after_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "after", "left", "kept"), [(20, 9, 0, True), (20, 15, 0, True), (20, 16, 0, False), (20, 9, 1, False), (99, 9, 0, False)]
+    ("most", "after", "left", "kept"),
+    [(20, 9, 0, True), (20, 15, 0, True), (20, 16, 0, False), (20, 9, 1, False), (99, 9, 0, False)],
 )
 def test_descriptors_and_requests_must_be_gone_at_rest(most: int, after: int, left: int, kept: bool) -> None:
     samples = [soak.Sample(0.0, 1, most)]
