@@ -5,7 +5,8 @@
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes)
 #                             → benchmarks/three_systems.json, RESULTS.md
-# make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM → benchmarks/gateway.json, RESULTS.md
+# make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM, then its promises (20 minutes)
+#                     → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
 # make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
 # make test-clients  openai, langchain-openai, litellm and curl, unchanged, against the gateway (PAIR=FOLDER: on a real engine)
@@ -77,6 +78,7 @@ setup-suffix: setup
 # Each proxy in a throw-away environment under build/bench-gateway; on loopback only. SHORT=1: to see that it works.
 bench-gateway: setup
 	$(BIN)/python -m benchmarks.gateway $(if $(SHORT),--short --out build/bench-gateway/short.json)
+	$(BIN)/python -m benchmarks.gateway_promises $(if $(SHORT),--quick --out build/bench-gateway/short.json)
 	$(if $(SHORT),,$(BIN)/python -m benchmarks.render)
 
 # FAIL_IF='goodput<0.9': ends with an error if so.

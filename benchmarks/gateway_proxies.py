@@ -140,7 +140,8 @@ def _litellm_command(folder: Path, upstream: int, port: int) -> list[str]:
     return [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 
 
-def _understudy_version(_: Path) -> str:
+def revision() -> str:
+    """This checkout's."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return found.stdout.strip() or "unknown revision"
 
@@ -162,7 +163,7 @@ PROXIES = (
         "litellm", lambda folder: _pip(folder, *LITELLM), _litellm_command,
         environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"},
     ),
-    Proxy("understudy", _understudy_version, _understudy_command),
+    Proxy("understudy", lambda _: revision(), _understudy_command),
 )  # fmt: skip
 
 

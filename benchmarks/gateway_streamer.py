@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
@@ -45,6 +46,10 @@ class Plan:
     chunks: int = 128
     gap_s: float = 0.0
     """Pause before each chunk; without one they are written one after the other."""
+    wait_s: float = 0.0
+    """Pause before the first byte."""
+    tokens: int = 64
+    """Of an answer in one piece."""
     head: bytes = field(init=False)
     pieces: list[bytes] = field(init=False)
     usage_piece: bytes = field(init=False)
@@ -63,9 +68,10 @@ class Plan:
         self.pieces = [_event([role]), *[_event([delta])] * (self.chunks - 2), _event([last])]
         self.usage_piece = _event([], usage=usage(self.chunks), metrics=metrics)
         self.tail = _piece(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-        message = {"role": "assistant", "content": " token" * 64}
+        message = {"role": "assistant", "content": " token" * self.tokens}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-        answer = {**COMMON, "object": "chat.completion", "choices": [choice], "usage": usage(64), "metrics": metrics}
+        told = {"usage": usage(self.tokens), "metrics": metrics}
+        answer = {**COMMON, "object": "chat.completion", "choices": [choice], **told}
         self.whole = answered(_json(answer))
         self.models = answered(
             _json({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "bench"}]})
@@ -84,6 +90,8 @@ class Streamer(asyncio.Protocol):
     plan = Plan()
 
     def __init__(self) -> None:
+        self.num_sent = 0
+        """Pieces of the current stream that have been written."""
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -119,13 +127,7 @@ class Streamer(asyncio.Protocol):
             type(self).plan = Plan(int(asked["chunks"][0]), int(asked["gap_us"][0]) / 1e6)
             self._transport.write(answered(b"{}"))
         elif parts.path.endswith("/completions"):
-            compact = body.replace(b" ", b"")
-            if b'"stream":true' in compact:
-                usage_wanted = b'"include_usage":true' in compact
-                self._transport.write(plan.head)
-                self._go_on(plan, [*plan.pieces, *[plan.usage_piece] * usage_wanted, plan.tail], 0)
-            else:
-                self._transport.write(plan.whole)
+            self.complete(body)
         elif parts.path == "/v1/models":
             self._transport.write(plan.models)
         elif parts.path == "/health":
@@ -133,28 +135,58 @@ class Streamer(asyncio.Protocol):
         else:
             self._transport.write(answered(b'{"error":{"message":"no such route"}}', "404 Not Found"))
 
+    def complete(self, body: bytes) -> None:
+        """Answers a request for a completion."""
+        self.replay(type(self).plan, body)
+
+    def replay(self, plan: Plan, body: bytes) -> None:
+        """Answers as planned."""
+        if plan.wait_s:
+            self._timer = asyncio.get_running_loop().call_later(plan.wait_s, self._begin, plan, body)
+        else:
+            self._begin(plan, body)
+
+    def ended(self) -> None:
+        """Called when an answer has been written to its end."""
+
+    def _begin(self, plan: Plan, body: bytes) -> None:
+        assert self._transport is not None
+        compact = body.replace(b" ", b"")
+        if b'"stream":true' in compact:
+            usage_wanted = b'"include_usage":true' in compact
+            self._transport.write(plan.head)
+            self._go_on(plan, [*plan.pieces, *[plan.usage_piece] * usage_wanted, plan.tail], 0)
+        else:
+            self._transport.write(plan.whole)
+            self.ended()
+
     def _go_on(self, plan: Plan, pieces: list[bytes], at: int) -> None:
         assert self._transport is not None
         if not plan.gap_s:
             for piece in pieces:
                 self._transport.write(piece)
+            self.ended()
             return
         self._transport.write(pieces[at])
+        self.num_sent = at + 1
         if at + 1 < len(pieces):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(plan.gap_s, self._go_on, plan, pieces, at + 1)
+        else:
+            self.ended()
 
 
-async def _serve() -> None:
+async def serve(protocol: Callable[[], asyncio.BaseProtocol], port: int = 0) -> None:
+    """Serves on a port that is printed (0: a free one), until whoever started this process closes its standard input."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Streamer, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(protocol, "127.0.0.1", port, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await loop.run_in_executor(None, sys.stdin.buffer.read)  # until whoever started it is gone
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
 def main() -> None:
     """Serves until standard input is closed."""
-    asyncio.run(_serve())
+    asyncio.run(serve(Streamer))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
 from drafts.table import HEADS, in_order, table_cells
 from stages.folders import write_text
@@ -158,6 +159,13 @@ def proxy_line(said: dict[str, Any]) -> str:
 
 
 def gateway(record: dict[str, Any]) -> str:
+    """The sections on the gateway: beside other proxies, and what it promises."""
+    parts = [overhead(record)] if record.get("overhead") else []
+    parts += [promises.section(record["promises"])] if record.get("promises") else []
+    return "\n\n".join(parts)
+
+
+def overhead(record: dict[str, Any]) -> str:
     """The section on the gateway beside other proxies."""
     hardware, settings, ceiling = record["hardware"], record["settings"], record["ceiling"]
     rows = sorted(record["overhead"], key=lambda row: (SHAPES.index(row["shape"]), row["connections"]))

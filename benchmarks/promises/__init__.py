@@ -1,0 +1,1 @@
+"""What the gateway promises, each promise tried many times against a gateway process: see `benchmarks.gateway_promises`."""
