@@ -115,7 +115,7 @@ def levers(record: dict[str, Any]) -> str:
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
             "draft; levers of another shape, and tokens proposed all at once, cost something else.",
-            f"Trained on {_machine(record['sweep'])}.",
+            f"Trained on {_machine(record['sweep'])}. {record['sweep'].get('note', '')}".rstrip(),
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),
