@@ -55,7 +55,7 @@ class Grid(Settings):
         seeds: of calibration text, answers and training; the evaluation's items are the same in all.
         removed_layers: depth pruning, on a target of ``num_layers``.
         depth_method: which layers go.
-        recovered: what is trained again after narrowing.
+        recovered: what is trained again after narrowing, at ``recovered_sparsities``.
         scratch: whether a model is also trained from scratch for each number of removed layers.
         served: what is served beside the target, with its export.
         evaluation_limit: items of each task.
@@ -70,7 +70,8 @@ class Grid(Settings):
     depth_method: str = "angular"
     width_sparsities: tuple[float, ...] = (0.2, 0.3, 0.5)
     recovered: tuple[str, ...] = ("cfsp:paper",)
-    recoveries: tuple[str, ...] = RANKS
+    recovered_sparsities: tuple[float, ...] = (0.3, 0.5)
+    recoveries: tuple[str, ...] = RANKS[:2]
     structured_sparsities: tuple[float, ...] = (0.2, 0.25, 0.5)
     scratch: bool = True
     served: tuple[tuple[str, float, str], ...] = (
@@ -79,13 +80,13 @@ class Grid(Settings):
         ("nuteprune:numerous", 0.25, "ragged"), ("nuteprune:numerous", 0.5, "ragged"),
     )  # fmt: skip
     calibration_tokens: int = 32768
-    evaluation_limit: int | None = 200
-    answers: int = 1000
+    evaluation_limit: int | None = 150
+    answers: int = 800
     answer_tokens: int = 64
-    tokens: int = 600_000
-    batch_tokens: int = 2048
+    tokens: int = 120_000
+    batch_tokens: int = 1024
     lora_rank: int = 16
-    nuteprune_steps: int = 240
+    nuteprune_steps: int = 160
     judged_prompts: int = 60
     judged_tokens: int = 4
     served_prompts: int = 16
@@ -116,7 +117,8 @@ def models_of(grid: Grid) -> list[Cell]:
             cells += [Cell("depth", arm, share, NONE if arm == "depth:pruned" else "full", seed) for arm in arms]
         for sparsity in grid.width_sparsities:
             cells += [Cell("width", method, sparsity, NONE, seed) for method in (*BASELINES, *CRITERIA)]
-            cells += [Cell("width", m, sparsity, how, seed) for m in grid.recovered for how in grid.recoveries]
+            if sparsity in grid.recovered_sparsities:
+                cells += [Cell("width", m, sparsity, how, seed) for m in grid.recovered for how in grid.recoveries]
         for sparsity in grid.structured_sparsities:
             cells += [Cell("structured", method, sparsity, "lora", seed) for method in TEACHERS]
     return cells

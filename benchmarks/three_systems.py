@@ -212,6 +212,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
             "width_sparsities",
             "structured_sparsities",
             "recovered",
+            "recovered_sparsities",
             "recoveries",
             "scratch",
         },
@@ -242,19 +243,25 @@ def measured(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], 
 
 
 def run_grid(
-    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], only: Sequence[str] = ()
+    cells: Sequence[Cell],
+    grid: Grid,
+    out: Path,
+    measure: Callable[[Cell, Path], Rows],
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> tuple[Rows, dict[str, str]]:
     """All rows, and by cell the one-line errors of those that failed.
 
     Args:
         only: tables whose cells are measured; of the others' those that are current are read.
+        seeds: likewise; empty means all.
     """
     rows: Rows = []
     failed: dict[str, str] = {}
     started = time.monotonic()
     for number, cell in enumerate(cells, 1):
         found = known(cell, grid, out)
-        if found is None and (not only or cell.table in only):
+        if found is None and (not only or cell.table in only) and (not seeds or cell.seed in seeds):
             log(f"[{number}/{len(cells)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
             try:
                 found = measured(cell, grid, out, measure)
@@ -285,6 +292,7 @@ def place_of(quick: bool, folder: Path) -> Path:
 def main(
     quick: bool = typer.Option(False, "--quick", help="one seed and small budgets: ten minutes on two cores"),
     only: list[str] = typer.Option([], help="measure these tables only; repeat for more"),
+    seeds: list[int] = typer.Option([], "--seed", help="measure the cells of this seed only; repeat for more"),
     out: Path = typer.Option(
         Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
     ),
@@ -297,7 +305,9 @@ def main(
         raise InputError(
             f"--only {min(unknown)}: no such table; one of {', '.join(dict.fromkeys(c.table for c in cells))}"
         )
-    rows, failed = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only)
+    if strange := set(seeds) - set(grid.seeds):
+        raise InputError(f"--seed {min(strange)}: no such seed; one of {', '.join(map(str, grid.seeds))}")
+    rows, failed = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds)
     file = place_of(quick, folder)
     write_text(file, json.dumps(record_of(rows, failed, grid), indent=1) + "\n")
     print(f"{file}: {len(rows)} rows")
