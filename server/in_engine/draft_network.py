@@ -190,33 +190,53 @@ class DraftNetwork:
         return chosen.tolist(), torch.from_numpy(probabilities) if drawn else None
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], start: int, slot: int) -> Tensor:
-        """Puts a chunk of one sequence into the cache; its normalised hidden states [tokens, hidden].
+    def read(self, tokens: Sequence[int], start: int, slot: int) -> None:
+        """Puts a chunk of one sequence into the cache: of the last layer keys and values alone, which is all that later tokens see.
 
         Args:
             start: how many positions of the slot are valid; the chunk follows there.
         """
-        w, count = self._weights, len(tokens)
-        end = start + count
-        visible = torch.ones(count, end, dtype=torch.bool).tril(start)
+        last = self.num_layers - 1
+        self._remember(self._passed(tokens, start, slot, last), last, start, slot)
+
+    @torch.inference_mode()
+    def states(self, tokens: Sequence[int], start: int, slot: int) -> Tensor:
+        """Puts a chunk into the cache as ``read`` does; its normalised hidden states [tokens, hidden]."""
+        return self._norm(self._passed(tokens, start, slot, self.num_layers))
+
+    def _passed(self, tokens: Sequence[int], start: int, slot: int, layers: int) -> Tensor:
+        """Hidden states [tokens, hidden] of a chunk behind so many layers, which remember it."""
+        w, count, end = self._weights, len(tokens), start + len(tokens)
+        visible = torch.ones(count, end, dtype=torch.bool).tril(start) if start else None
         hidden = functional.embedding(torch.tensor(list(tokens)), w["embedding"])
-        for layer in range(self.num_layers):
-            qkv = functional.linear(self._norm(hidden), w["qkv"][layer], w["qkv_bias"][layer])
-            heads = qkv.view(count, -1, self.head_dim)
-            queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-            turned = self._rotated(torch.cat([queries, keys], 1), layer, start)
-            self._keys[layer, slot, ..., start:end] = turned[:, self.num_heads :].permute(1, 2, 0)
-            self._values[layer, slot, ..., start:end] = values.permute(1, 2, 0)
+        for layer in range(layers):
+            queries = self._remember(hidden, layer, start, slot)
             attended = functional.scaled_dot_product_attention(
-                turned[:, : self.num_heads].transpose(0, 1)[None], self._keys[layer, slot, ..., :end].mT[None],
-                self._values[layer, slot, ..., :end].mT[None], visible, scale=1.0, enable_gqa=True,
+                queries.transpose(0, 1)[None], self._cached(self._keys, layer, slot, end),
+                self._cached(self._values, layer, slot, end), visible, is_causal=visible is None, scale=1.0,
             )  # fmt: skip
             attended = attended[0].transpose(0, 1).reshape(count, -1)
             hidden = hidden + functional.linear(attended, w["output"][layer], w["output_bias"][layer])
             wide = functional.linear(self._norm(hidden), w["gate_up"][layer], w["gate_up_bias"][layer])
             gate, up = wide.chunk(2, dim=-1)
             hidden = hidden + functional.linear(functional.silu(gate) * up, w["down"][layer], w["down_bias"][layer])
-        return self._norm(hidden)
+        return hidden
+
+    def _remember(self, hidden: Tensor, layer: int, start: int, slot: int) -> Tensor:
+        """Writes a layer's keys and values of a chunk into the cache; its queries [tokens, heads, head dimension]."""
+        end = start + len(hidden)
+        qkv = functional.linear(self._norm(hidden), self._weights["qkv"][layer], self._weights["qkv_bias"][layer])
+        heads = qkv.view(len(hidden), -1, self.head_dim)
+        queries, keys, values = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        turned = self._rotated(torch.cat([queries, keys], 1), layer, start)
+        self._keys[layer, slot, ..., start:end] = turned[:, self.num_heads :].permute(1, 2, 0)
+        self._values[layer, slot, ..., start:end] = values.permute(1, 2, 0)
+        return turned[:, : self.num_heads]
+
+    def _cached(self, part: Tensor, layer: int, slot: int, end: int) -> Tensor:
+        """Keys or values [1, heads, end, head dimension], in memory as torch's fast attention wants them."""
+        own = part[layer, slot, ..., :end].mT.contiguous()
+        return own.repeat_interleave(self.num_heads // self.num_kv_heads, 0)[None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [tokens, vocabulary] of hidden states."""

@@ -49,7 +49,7 @@ def test_chunks_give_the_logits_of_transformers(case: Pico, tmp_path: Path) -> N
     network, expected = pico(case, tmp_path)
     tokens = ids(3, 20)
     for row, slot in enumerate((3, 0, 1)):
-        parts = [network.read(tokens[row, a:b].tolist(), a, slot) for a, b in ((0, 7), (7, 8), (8, 20))]
+        parts = [network.states(tokens[row, a:b].tolist(), a, slot) for a, b in ((0, 7), (7, 8), (8, 20))]
         same(network.logits(torch.cat(parts)), expected[row])
 
 
@@ -64,7 +64,7 @@ def test_native_steps_give_the_probabilities_of_transformers(case: Pico, tmp_pat
     got = next_probabilities(network, new, [5, 12, 0], [1, 2, 3])
     same(got, torch.stack([expected[0, 7], expected[1, 12], expected[2, 5]]))
     same(next_probabilities(network, [tokens[2][6:7]], [6], [3]), expected[2:, 6])
-    same(network.logits(network.read(tokens[2][7:], 7, 3)), logits[2, 7:])  # chunks read what steps wrote
+    same(network.logits(network.states(tokens[2][7:], 7, 3)), logits[2, 7:])  # chunks read what steps wrote
 
 
 def test_tokens_are_drawn_where_the_number_falls_in_the_cumulative_sum(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_eight_bits_are_near_and_steps_and_chunks_round_alike(case: Pico, tmp_pa
     network = DraftNetwork(tmp_path, eight_bit=True)
     network.reserve(2, 40)
     tokens = ids(3, 20)[0].tolist()
-    rounded = torch.softmax(network.logits(network.read(tokens, 0, 0)), -1)
+    rounded = torch.softmax(network.logits(network.states(tokens, 0, 0)), -1)
     expected = torch.softmax(logits[0], -1)
     assert 0 < 0.5 * (rounded - expected).abs().sum(-1).max() < 0.1
     network.read(tokens[:12], 0, 1)
@@ -100,7 +100,7 @@ def test_a_growing_cache_keeps_what_is_in_it(tmp_path: Path) -> None:
     tokens = ids(3, 20)[1].tolist()
     network.read(tokens[:10], 0, 3)
     assert network.reserve(9, 100)
-    same(network.logits(network.read(tokens[10:], 10, 3)), expected[1, 10:])
+    same(network.logits(network.states(tokens[10:], 10, 3)), expected[1, 10:])
     assert not network.reserve(9, 10_000, at_most=20_000)
     assert network.reserve(9, 100, at_most=1)
 
