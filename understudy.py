@@ -304,7 +304,7 @@ def choose(
     set_: SetOption = [],  # noqa: B006
 ) -> None:
     """Decide how many tokens the draft proposes, or that no draft pays; write the pair."""
-    from drafts.choosing import ChooseSettings
+    from drafts.choice import ChooseSettings
     from drafts.pairing import choose_pair
 
     choose_pair(target, draft, measured, out, settings_from(ChooseSettings, config, set_), name, max_model_len)
@@ -504,7 +504,7 @@ def settings(
     ],
 ) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
-    from drafts.choosing import ChooseSettings
+    from drafts.choice import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
     from drafts.judging import JudgeSettings

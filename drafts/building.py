@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from drafts.choosing import ChooseSettings
+from drafts.choice import ChooseSettings
 from drafts.distilling import DistillSettings, distill
 from drafts.measuring import MeasureSettings, measure
 from drafts.pairing import choose_pair

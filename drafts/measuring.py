@@ -17,10 +17,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from drafts.cells import Asking, Block, Cell, Condition, ask_methods, blocks_of, conditions_of, histogram
-from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Stepping, Way, cost_split
 from drafts.client import Answer
 from drafts.encoding import fitting
+from drafts.measurements import Acceptance, FirstToken, Measurements, StepCost, Stepping, Way
 from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, verify_method
+from drafts.predicting import cost_split
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from drafts.choosing import Choice, ChooseSettings, Measurements, choose
+from drafts.choice import Choice, ChooseSettings
+from drafts.choosing import choose
+from drafts.measurements import Measurements
 from drafts.measuring import FILE as MEASUREMENTS
 from drafts.pictures import draw_choice
 from stages.errors import InputError

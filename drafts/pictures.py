@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from drafts.choosing import Choice, Measurements
+from drafts.choice import Choice
+from drafts.measurements import Measurements
 from drafts.table import load
 from stages.folders import storage_errors
 

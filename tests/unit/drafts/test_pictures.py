@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drafts.choosing import ChooseSettings, choose
+from drafts.choice import ChooseSettings
+from drafts.choosing import choose
 from drafts.pictures import draw_choice, draw_comparison
 from tests.unit.drafts.test_choosing import MIDDLING, SATURATED, USELESS, costs, measurements
 
