@@ -285,7 +285,7 @@ def measure(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Measure step costs and acceptance of a draft in the real engine on this machine."""
+    """Measure step costs and acceptance of a draft in the real engine on this machine, and suffix decoding where installed."""
     from drafts.measuring import MeasureSettings, measure
 
     measure(target, draft, prompts, out, settings_from(MeasureSettings, config, set_))
@@ -303,7 +303,7 @@ def choose(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Decide how many tokens the draft proposes, or that no draft pays; write the pair."""
+    """Decide how many tokens the draft proposes, or that suffix decoding is better, or that nothing pays; write the pair."""
     from drafts.choice import ChooseSettings
     from drafts.pairing import choose_pair
 

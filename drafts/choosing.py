@@ -1,4 +1,4 @@
-"""Chooses how many tokens the draft proposes at which batch size, one by one or in one pass, or that no draft pays.
+"""Chooses how many tokens the draft proposes at which batch size, one by one or in one pass; or suffix decoding, or nothing.
 
 A pure function of measurements (``drafts.measurements``), by what they predict (``drafts.predicting``).
 """
@@ -13,6 +13,7 @@ from drafts.choice import Choice, ChooseSettings, Considered, Expected, Predicti
 from drafts.explaining import reason, ways_compared
 from drafts.measurements import Measurements, Way
 from drafts.predicting import acceptance_length, cost_split, expected_speedups, geometric_mean, overall, predict
+from drafts.suffix import weigh
 from stages.errors import InputError
 
 
@@ -81,6 +82,11 @@ def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) 
 
 
 def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
+    """The draft as it serves best, suffix decoding where that was served faster, or neither."""
+    return weigh(_choose_draft(measurements, settings), measurements, settings)
+
+
+def _choose_draft(measurements: Measurements, settings: ChooseSettings) -> Choice:
     """The better way of drafting, and the fewest draft tokens among the best at each batch size, or none where they gain little."""
     considered = consider(measurements, settings)
     bests = {way: max(item.speedup for item in considered if item.way == way) for way in measurements.ways}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from drafts.choice import ChooseSettings, Considered, Expected
-from drafts.measurements import Way
+from drafts.choice import Choice, ChooseSettings, Considered, Expected
+from drafts.measurements import ALL, Served, Way
 
 SAID: dict[Way, str] = {"draft": "one after another", "parallel": "all in one pass"}
 
@@ -48,3 +48,37 @@ def ways_compared(gains: Mapping[Way, float], way: Way) -> str:
     """Which way of drafting was taken, and what each would give over all batch sizes."""
     compared = ", ".join(f"{SAID[found]} {gain:.2f}x" for found, gain in gains.items())
     return f"Draft tokens are proposed {SAID[way]} (over all batch sizes {compared})."
+
+
+def _where(served: Served) -> str:
+    kind = "all kinds together" if served.kind == ALL else served.kind
+    return f"{kind}, T = {served.temperature:g}, {served.concurrency} at a time"
+
+
+def suffix_refused(gain: float, least: Served, drafted: Choice, settings: ChooseSettings) -> str | None:
+    """Why suffix decoding does not take the draft's place; None where it does.
+
+    Args:
+        gain: its speed-up over all batch sizes.
+        least: where it gains least.
+    """
+    if gain < 1 + settings.min_gain:
+        return f"at least {1 + settings.min_gain:.2f}x is asked for"
+    if least.speedup < settings.floor:
+        return f"{least.speedup:.2f}x where it gains least ({_where(least)}); {settings.floor:.2f}x is the floor"
+    if gain <= drafted.gain * (1 + settings.indifference):
+        return f"that is not more than {settings.indifference:.0%} above the draft's {drafted.gain:.2f}x"
+    return None
+
+
+def suffix_taken(taken: Choice, least: Served, drafted: Choice) -> str:
+    """Suffix decoding in the draft's place, in one paragraph."""
+    own = [item for item in taken.considered if item.way == "suffix"]
+    parts = "; ".join(f"{item.concurrency} at a time: {item.speedup:.2f}x plain" for item in own)
+    draft = f"the draft would give {drafted.gain:.2f}x" if drafted.num_speculative_tokens else "no draft pays"
+    length = taken.expected.mean_acceptance_length if taken.expected else None
+    accepted = "" if length is None else f" Mean acceptance length {length:.2f} where it proposes something."
+    return (
+        f"Suffix decoding, and no draft. As served, {parts}; {least.speedup:.2f}x where it gains least ({_where(least)}). Over all "
+        f"batch sizes {taken.gain:.2f}x; {draft} with its best numbers of draft tokens.{accepted}"
+    )

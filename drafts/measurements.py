@@ -8,6 +8,9 @@ from pydantic import Field
 
 from stages.settings import Settings
 
+ALL = "all"
+"""Kind of the conditions in which prompts of all kinds are asked together."""
+
 Way = Literal["draft", "parallel"]
 """How draft tokens are proposed: one after another, or all in one pass of the draft (``drafts.parallel``)."""
 Stepping = Literal["plain", "verify", "draft", "parallel"]
@@ -58,11 +61,36 @@ class FirstToken(Settings):
     later_tokens: float = Field(gt=0)
 
 
+class Served(Settings):
+    """Speed-up over plain of a method that was timed as a whole, because it proposes another number of tokens at every step.
+
+    Attributes:
+        kind: ``ALL`` where prompts of all kinds were asked together.
+        num_speculative_tokens: the most that it proposes in a step.
+        speedup: output tokens per second over plain's, both over all turns.
+        low: the least of single turns, ``high`` the most.
+        num_drafts: steps that proposed something; with their tokens, over all answers.
+    """
+
+    method: Literal["suffix"] = "suffix"
+    kind: str
+    temperature: float
+    concurrency: int = Field(ge=1)
+    num_speculative_tokens: int = Field(ge=1)
+    speedup: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    num_drafts: int = Field(ge=0)
+    num_draft_tokens: int = Field(ge=0)
+    num_accepted_tokens: int = Field(ge=0)
+
+
 class Measurements(Settings):
     """What ``understudy measure`` found in the real engine on this machine.
 
     Attributes:
         enforce_eager, engine_args: how the engines were started; the pair is served the same way.
+        served: suffix decoding, by kind, temperature and concurrency; empty where it was not measured.
     """
 
     enforce_eager: bool | None = None
@@ -71,6 +99,7 @@ class Measurements(Settings):
     acceptances: tuple[Acceptance, ...]
     first_tokens: tuple[FirstToken, ...] = ()
     """Empty where no request was asked by itself; predictions leave prompts out then."""
+    served: tuple[Served, ...] = ()
 
     @property
     def ways(self) -> tuple[Way, ...]:
