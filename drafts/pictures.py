@@ -96,9 +96,10 @@ def _by_batch_size(axis: Any, choice: Choice) -> None:
     gained = [at[choice.way, n, k] if k else 1.0 for n, k in picked.items()]
     looked_up = [c for c in choice.considered if c.way == "suffix"]
     own, other = ("suffix", "draft") if choice.way == "suffix" else ("draft", "suffix")
-    axis.plot(list(picked), gained, "o-", color=COLOURS[own], label="chosen")
+    chosen = f"chosen: {SUFFIX}" if own == "suffix" else "chosen"
+    axis.plot(list(picked), gained, "o-", color=COLOURS[own], label=chosen)
     for n, height in zip(picked, gained, strict=True):
-        text = SUFFIX if own == "suffix" else f"K = {picked[n]}"
+        text = f"K = {picked[n]}"
         axis.annotate(text, (n, height), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     if looked_up:
         beside = {
