@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from drafts.methods import own_name
 from drafts.sweeping import Sweep
 from stages.errors import InputError
 from stages.folders import write_text
@@ -75,17 +74,16 @@ def _step(record: dict[str, Any], tokens: int) -> float | None:
 
 SWEPT = {"sibling": "sibling from scratch", "draft": "recipe", "draft_parallel": "in one pass"}
 """Levers whose drafts are served, by the method's name in draft.json: all trained on the sweep's budget."""
-NAMES = {"recipe": "draft"}
-"""The comparison's names that are others in draft.json; and the built pair's own method is what ``choose`` chose."""
+NAMES = {"draft": "chosen", "recipe": "draft"}
+"""The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
 
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
     """The content of draft.json."""
     spent = {row["lever"]: row for row in sweep}
-    names = {**NAMES, own_name(record["speculative_config"]): "chosen"}
     served = []
     for row in record["rows"]:
-        method = names.get(row["method"], row["method"])
+        method = NAMES.get(row["method"], row["method"])
         trained = spent.get(SWEPT.get(method, ""), {})
         served.append({**row, "method": method, "lever": trained.get("lever"), **{k: trained.get(k) for k in SPENT}})
     kept = (
