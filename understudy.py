@@ -285,7 +285,7 @@ def measure(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Measure step costs and acceptance of a draft in the real engine on this machine."""
+    """Measure step costs and acceptance of a draft in the real engine on this machine, and suffix decoding where installed."""
     from drafts.measuring import MeasureSettings, measure
 
     measure(target, draft, prompts, out, settings_from(MeasureSettings, config, set_))
@@ -303,8 +303,8 @@ def choose(
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Decide how many tokens the draft proposes, or that no draft pays; write the pair."""
-    from drafts.choosing import ChooseSettings
+    """Decide how many tokens the draft proposes, or that suffix decoding is better, or that nothing pays; write the pair."""
+    from drafts.choice import ChooseSettings
     from drafts.pairing import choose_pair
 
     choose_pair(target, draft, measured, out, settings_from(ChooseSettings, config, set_), name, max_model_len)
@@ -504,7 +504,7 @@ def settings(
     ],
 ) -> None:
     """List a stage's settings with their defaults, for `--set` and `--config`."""
-    from drafts.choosing import ChooseSettings
+    from drafts.choice import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
     from drafts.judging import JudgeSettings

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from drafts.choosing import ChooseSettings
+from drafts.choice import ChooseSettings
 from drafts.distilling import DistillSettings, distill
 from drafts.measuring import MeasureSettings, measure
+from drafts.methods import wants_suffix
 from drafts.pairing import choose_pair
 from drafts.prompts import read_prompts, refuse_overlap
 from drafts.recovery import recover
@@ -105,8 +106,9 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuses what can be refused before any work: target, number of layers, prompts, a place to write."""
+    """Refuses what can be refused before any work: target, number of layers, prompts, a missing package, a place to write."""
     decide(load_config(recipe.target).num_hidden_layers, recipe.prune)
+    wants_suffix(recipe.measure.suffix)
     training, validation = read_prompts(recipe.prompts.train), read_prompts(recipe.prompts.validation)
     refuse_overlap(training, validation)
     if recipe.prompts.heldout:

@@ -194,7 +194,7 @@ def conditions_of(
     return [Condition(k, n, t, rate) for k in kinds for n, rate in loads for t in temperatures]
 
 
-def _groups(cells: Sequence[Cell]) -> Iterator[tuple[str, Condition, list[Cell], list[Cell]]]:
+def groups(cells: Sequence[Cell]) -> Iterator[tuple[str, Condition, list[Cell], list[Cell]]]:
     """(method, condition, its cells, plain's cells), both by turn."""
     for method, condition in dict.fromkeys((cell.method, cell.condition) for cell in cells):
         same = [cell for cell in cells if cell.condition == condition]
@@ -229,8 +229,8 @@ def _rate(cells: Sequence[Cell]) -> float:
     return sum(cell.num_tokens for cell in cells) / sum(cell.wall_s for cell in cells)
 
 
-def _faster(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
-    """Ratio of output tokens per second."""
+def faster(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
+    """Speed-up in a closed loop: ratio of output tokens per second of wall time, first tokens included."""
     return _rate(own) / _rate(plain)
 
 
@@ -266,8 +266,8 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
     ``identical_outputs`` compares texts of equal prompts with plain's in the same turn (greedy only).
     """
     answers = [answer for cell in own for answer in cell.answers]
-    faster = _faster if condition.rate is None else _sooner
-    ratios = [faster([cell], [base]) for cell, base in zip(own, plain, strict=True)]
+    gain = faster if condition.rate is None else _sooner
+    ratios = [gain([cell], [base]) for cell, base in zip(own, plain, strict=True)]
     looping = _looping(own, tokenize)
     either = [mine | theirs for mine, theirs in zip(looping, _looping(plain, tokenize), strict=True)]
     calm, base_calm = _rate_without(own, either), _rate_without(plain, either)
@@ -284,7 +284,7 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
         "tpot_s": statistics.median(tpots) if tpots else None,
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
         "e2e_s": statistics.median(answer.e2e_s for answer in answers),
-        "speedup": faster(own, plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
+        "speedup": gain(own, plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
         "speedup_without_loops": calm / base_calm if calm and base_calm else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),
         "identical_outputs": sum(a.text == b.text for a, b in pairs) / len(pairs) if condition.temperature == 0 else None,
@@ -295,13 +295,13 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
 
 def rows_of(cells: Sequence[Cell], tokenize: Tokenize) -> list[dict[str, Any]]:
     """All rows of the table; plain must be among the methods."""
-    return [row_of(method, condition, own, plain, tokenize) for method, condition, own, plain in _groups(cells)]
+    return [row_of(method, condition, own, plain, tokenize) for method, condition, own, plain in groups(cells)]
 
 
 def differing(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Greedy answers that are not plain's, each prompt and method once: {method, prompt_id, kind, text, plain_text}."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for method, condition, own, plain in _groups(cells):
+    for method, condition, own, plain in groups(cells):
         if condition.temperature != 0 or method == "plain":
             continue
         for cell, base in zip(own, plain, strict=True):

@@ -18,8 +18,9 @@ from drafts.methods import (
     SUFFIX,
     EngineOptions,
     Method,
+    own_name,
     proposes_in_parallel,
-    suffix_installed,
+    wants_suffix,
 )
 from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
@@ -80,14 +81,16 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
     """Plain, n-gram, suffix decoding where it is installed, other drafts, and the pair's own in all ways that it can be served.
 
     Raises:
-        InputError: another draft has the name of a method, cannot be drafted with, or there is no number of tokens for it.
+        InputError: another draft has the name of a method, cannot be drafted with, or there is no number of tokens for it; or the
+            pair decodes by suffixes, and that is not installed.
     """
     methods = [Method("plain"), Method("ngram", NGRAM)]
-    if suffix_installed():
-        methods.append(Method("suffix", SUFFIX))
+    config = pair.speculative_config
+    by_suffixes = own_name(config) == "suffix"
+    if wants_suffix(by_suffixes or None):
+        methods.append(Method("suffix", config if by_suffixes else SUFFIX))
     else:
         log("suffix decoding is left out: the package arctic-inference is not installed")
-    config = pair.speculative_config
     for name, folder in others.items():
         if name in RESERVED:
             raise InputError(f"drafts: {name!r} is the name of a method; choose another name for {folder}")
@@ -105,7 +108,7 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
                 )
             own = in_one_pass(own)
         methods.append(Method(name, own))
-    if config:
+    if config and not by_suffixes:
         methods.append(Method("draft", config))
     if config and config["method"] == "draft_model" and proposes_in_parallel(Path(config["model"])):
         other = the_other_way(config)
@@ -172,7 +175,8 @@ def compare(
         "rows": rows, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
-        "choice": read_choice(pair.file.parent), "examples": failures(cells, by_id),
+        "choice": read_choice(pair.file.parent),
+        "examples": failures(cells, by_id, own_name(pair.speculative_config)),
     }  # fmt: skip
     write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
     dtype = EngineSettings(model=target, log_file=logs / "unused", extra_args=how.extra_args).computed_dtype
@@ -186,12 +190,12 @@ def compare(
 
 
 def add_predictions(rows: Sequence[dict[str, Any]], pair: Pair) -> None:
-    """Puts ``predicted_speedup`` into every row: what ``choose`` expected of the draft there, else None."""
+    """Puts ``predicted_speedup`` into every row: what ``choose`` expected of the pair's method there, else None."""
     expected = pair.serving.expected
     known = {(p.kind, p.temperature, p.concurrency): p.speedup for p in (expected.predictions if expected else ())}
     for row in rows:
         place = (row["kind"], row["temperature"], row["concurrency"])
-        closed = row["method"] == "draft" and row.get("rate") is None
+        closed = row["method"] == own_name(pair.serving.speculative_config) and row.get("rate") is None
         row["predicted_speedup"] = known.get(place) if closed else None
 
 
@@ -203,10 +207,10 @@ def read_choice(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def failures(cells: Sequence[Cell], prompts: dict[str, Prompt]) -> list[dict[str, Any]]:
-    """For each kind and temperature the answers that the draft was accepted least in, with the ends of their prompts."""
+def failures(cells: Sequence[Cell], prompts: dict[str, Prompt], method: str = "draft") -> list[dict[str, Any]]:
+    """For each kind and temperature the answers in which least of ``method``'s tokens were accepted, with their prompts' ends."""
     found = []
-    drafted = [cell for cell in cells if cell.method == "draft"]
+    drafted = [cell for cell in cells if cell.method == method]
     for kind, temperature in dict.fromkeys((c.condition.kind, c.condition.temperature) for c in drafted):
         same = [c for c in drafted if (c.condition.kind, c.condition.temperature) == (kind, temperature)]
         judged = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from drafts.building import Recipe
+from drafts.methods import wants_suffix
 from drafts.prompts import Prompt, read_prompts
 from pruning.checkpoint import load_config
 from pruning.prune import decide
@@ -74,7 +75,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
     trained = recovery_bytes(draft, recipe.recover.method) / 2**20
     memory = f"{trained:,.0f} MiB for training, {target.bytes() / 2**20:,.0f} MiB for the target as teacher"
-    engines = 6 if recipe.recover.parallel_tokens else 4
+    engines = (6 if recipe.recover.parallel_tokens else 4) + wants_suffix(recipe.measure.suffix)
     learn = min(teacher + train, limit) if limit else teacher + train
     served = engines / 2 * ENGINE_START_S + 0.55 * engines * measured * recipe.measure.max_tokens * step
     return target, draft, [

@@ -1,7 +1,8 @@
 """Measures step costs and acceptance of a draft in the real engine: what ``choose`` decides from.
 
 Engines side by side, asked in turn: plain decoding, checking of draft tokens that cost nothing, and the draft with two numbers of
-draft tokens; for a draft that was trained to propose several tokens in one pass, two more that let it.
+draft tokens; for a draft that was trained to propose several tokens in one pass, two more that let it; and suffix decoding, which
+needs no draft and has no line of costs: how many tokens it proposes changes from step to step, so it is timed as a whole.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from drafts.cells import Asking, Block, Cell, Condition, ask_methods, blocks_of, conditions_of, histogram
-from drafts.choosing import Acceptance, FirstToken, Measurements, StepCost, Stepping, Way, cost_split
 from drafts.client import Answer
 from drafts.encoding import fitting
-from drafts.methods import EngineOptions, Method, draft_method, proposes_in_parallel, verify_method
+from drafts.measurements import ALL, Acceptance, FirstToken, Measurements, StepCost, Stepping, Way
+from drafts.methods import (
+    SUFFIX,
+    EngineOptions,
+    Method,
+    draft_method,
+    proposes_in_parallel,
+    verify_method,
+    wants_suffix,
+)
+from drafts.predicting import cost_split
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
+from drafts.served import served
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
 from stages.folders import publish, write_text
@@ -32,8 +43,7 @@ from stages.settings import Settings
 
 FILE = "measurements.json"
 
-ALL = "all"
-"""Kind of the conditions in which prompts of all kinds are asked together."""
+SUFFIX_NAME = "suffix"
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -47,6 +57,7 @@ class MeasureSettings(Settings):
         concurrencies: requests at a time that steps are timed at; at all but the first as many prompts as it takes.
         enforce_eager: whether engines run without compiling; the default compiles on GPUs only.
         engine_args: further arguments of all engines; the pair is served with them too.
+        suffix: whether suffix decoding is measured too; the default does so where its package, arctic-inference, is installed.
         one_at_a_time: serve one method after the other instead of all side by side, taking turns prompt by prompt. The default does
             so on GPUs, whose memory one engine takes for itself; their speed hardly drifts.
     """
@@ -61,6 +72,7 @@ class MeasureSettings(Settings):
     max_model_len: int = Field(default=512, ge=16)
     enforce_eager: bool | None = None
     engine_args: tuple[str, ...] = ()
+    suffix: bool | None = None
     one_at_a_time: bool | None = None
 
     @model_validator(mode="after")
@@ -172,6 +184,7 @@ def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Blo
     The requests of a wave are sent at once: one that came later would have its prompt read between two steps of the others,
     which would count as a longer step. Few prompts are asked again with other seeds, so that a wave is full. With a draft the
     wave thins out as answers end at different steps, plain's ends at once: steps with a draft come out a little too short.
+    What suffix decoding remembers is forgotten before each wave.
     """
     first, *others = settings.concurrencies
     alone = sample(list(prompts), settings.prompts_per_kind, settings.seed)
@@ -183,12 +196,15 @@ def blocks_for(prompts: Sequence[Prompt], settings: MeasureSettings) -> list[Blo
         for concurrency in others:
             for wave in range(WAVES):
                 together, seed = tuple(islice(asked, concurrency)), settings.seed + 10_000 * repeat + 1_000 * wave
-                blocks += [Block(Condition(ALL, concurrency, t), together, seed) for t in settings.temperatures]
+                blocks += [
+                    Block(Condition(ALL, concurrency, t), together, seed, repeat * WAVES + wave)
+                    for t in settings.temperatures
+                ]
     return blocks
 
 
 def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Way]) -> Measurements:
-    """Step costs at every concurrency, and for each way of drafting acceptance by kind with the larger number of tokens."""
+    """Step costs at every concurrency, acceptance with the larger number of tokens by way of drafting, and suffix decoding."""
     small, large = settings.num_speculative_tokens
     engines: dict[str, tuple[Stepping, int]] = {"plain": ("plain", 0), "verify": ("verify", large)}
     for way in ways:
@@ -201,11 +217,13 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
     return Measurements(
         enforce_eager=settings.enforce_eager, engine_args=settings.engine_args, costs=tuple(costs), first_tokens=tuple(firsts),
         acceptances=tuple(found for way in ways for found in acceptances(judged[way], way)),
+        served=served(cells, SUFFIX_NAME, SUFFIX["num_speculative_tokens"]),
     )  # fmt: skip
 
 
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
-    """Writes ``out/measurements.json``: step costs at several batch sizes, and acceptance by position."""
+    """Writes ``out/measurements.json``: step costs at several batch sizes, acceptance by position, suffix decoding's speed-ups."""
+    settings = settings.model_copy(update={"suffix": wants_suffix(settings.suffix)})
     prompts = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
     inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "prompts": prompts_hash(prompts)}
     run = Run("measure", settings.model_dump(mode="json"), inputs, settings.seed)
@@ -219,6 +237,8 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
         named = (("parallel-small", small), ("parallel-large", large))
         drafted += [draft_method(draft, tokens, name, parallel_drafting=True) for name, tokens in named]
     methods = [Method("plain"), verify_method(large), *drafted]
+    if settings.suffix:
+        methods.append(Method(SUFFIX_NAME, SUFFIX))
     with publish(out, stage=run.stage) as folder:
         how = EngineOptions(
             settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager, settings.engine_args
@@ -241,4 +261,6 @@ def _told(found: Measurements, concurrency: int) -> str:
     ]
     split = cost_split(found.costs, concurrency)
     shares = f"; v = {split.verify:.2f}, c = {split.draft:.3f} plain steps" if split else ""
-    return f"{concurrency} at a time: ms/step at {', '.join(steps)}{shares}"
+    speedups = [f"{s.speedup:.2f}x" for s in found.served if s.concurrency == concurrency]
+    beside = f"; suffix decoding {', '.join(speedups)}" if speedups else ""
+    return f"{concurrency} at a time: ms/step at {', '.join(steps)}{shares}{beside}"

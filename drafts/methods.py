@@ -18,18 +18,32 @@ from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine, forks_engines
 from server.engine_command import cpu_build_installed, in_process_by_default
 from server.launching import Launch, fork_server, launch_single
-from stages.errors import EngineError
+from stages.errors import EngineError, InputError
 from stages.progress import log
 
 MODEL = "target"
 NGRAM = {"method": "ngram", "prompt_lookup_max": 3, "num_speculative_tokens": 4}
-SUFFIX = {"method": "suffix", "num_speculative_tokens": 8}
+SUFFIX: dict[str, Any] = {"method": "suffix", "num_speculative_tokens": 8}
 """Suffix decoding (arXiv 2411.04975); needs the package arctic-inference. Its cache is emptied before each condition."""
 
 
 def suffix_installed() -> bool:
     """Whether this environment has what vLLM's suffix decoding needs."""
     return importlib.util.find_spec("arctic_inference") is not None
+
+
+def wants_suffix(asked: bool | None) -> bool:
+    """Whether suffix decoding is measured: as asked, else where it is installed.
+
+    Raises:
+        InputError: it is asked for and not installed.
+    """
+    if asked and not suffix_installed():
+        raise InputError(
+            "suffix decoding is asked for, but its package, arctic-inference, is not installed; run 'make setup-suffix' or "
+            "leave it out"
+        )
+    return suffix_installed() if asked is None else asked
 
 
 def settle_s() -> float:
@@ -57,6 +71,11 @@ class Method:
     def learns(self) -> bool:
         """Whether it remembers the answers to earlier requests, so that a prompt that comes again is easier."""
         return self.speculative_config is not None and self.speculative_config["method"] == "suffix"
+
+
+def own_name(speculative_config: dict[str, Any] | None) -> str:
+    """What a pair's own method is called in tables: ``draft``, or ``suffix`` where the pair decodes by suffixes."""
+    return "suffix" if speculative_config and speculative_config["method"] == "suffix" else "draft"
 
 
 def draft_method(draft: Path, num_speculative_tokens: int, name: str = "draft", **options: Any) -> Method:
@@ -126,7 +145,7 @@ FORGETTING = {
     "extra_args": ("--worker-extension-cls", "server.in_engine.suffix_cache.SuffixCacheExtension"),
     "environment": {"VLLM_SERVER_DEV_MODE": "1"},
 }
-"""What an engine is started with so that it can be made to forget; it listens on loopback, for the comparison only."""
+"""What an engine is started with so that it can be made to forget; it listens on loopback, while methods are measured."""
 
 
 def _engine(target: Path, method: Method, folder: Path, options: EngineOptions, launch: Launch) -> LocalEngine:

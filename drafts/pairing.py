@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from drafts.choosing import Choice, ChooseSettings, Measurements, choose
+from drafts.choice import Choice, ChooseSettings
+from drafts.choosing import choose
+from drafts.measurements import Measurements
 from drafts.measuring import FILE as MEASUREMENTS
 from drafts.pictures import draw_choice
 from stages.errors import InputError
@@ -53,11 +55,13 @@ def _reference(folder: Path, place: Path) -> dict[str, str]:
     }
 
 
-def serving_record(
-    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int, measured: Measurements
-) -> dict[str, Any]:
-    """The content of ``serving.json``."""
+def speculative_config(choice: Choice) -> dict[str, Any] | None:
+    """What the engine is told; None without speculation."""
     tokens = choice.num_speculative_tokens
+    if tokens is None:
+        return None
+    if choice.way == "suffix":
+        return {"method": "suffix", "num_speculative_tokens": tokens}
     config: dict[str, Any] = {
         "method": "draft_model", "num_speculative_tokens": tokens, "draft_sample_method": "probabilistic"
     }  # fmt: skip
@@ -65,12 +69,21 @@ def serving_record(
         config["parallel_drafting"] = True
     if len(choice.schedule) > 1:
         config["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in choice.schedule]
+    return config
+
+
+def serving_record(
+    target: Path, draft: Path, choice: Choice, place: Path, name: str, max_model_len: int, measured: Measurements
+) -> dict[str, Any]:
+    """The content of ``serving.json``; where suffix decoding is taken it names no draft, so that serving needs none."""
+    config = speculative_config(choice)
+    drafted = config is not None and config["method"] == "draft_model"
     return {
         "schema_version": SCHEMA_VERSION,
         "served_model_name": name,
         "target": _reference(target, place),
-        "draft": _reference(draft, place) if tokens else None,
-        "speculative_config": config if tokens else None,
+        "draft": _reference(draft, place) if drafted else None,
+        "speculative_config": config,
         "max_model_len": max_model_len,
         "enforce_eager": measured.enforce_eager,
         "engine_args": list(measured.engine_args),

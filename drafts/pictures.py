@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from drafts.choosing import Choice, Measurements
+from drafts.choice import Choice
+from drafts.measurements import Measurements
 from drafts.table import load
 from stages.folders import storage_errors
 
@@ -14,6 +15,7 @@ COLOURS = {
     "plain": "#8a8f98", "ngram": "#d98e32", "suffix": "#b5532d", "sibling": "#6a9a4a", "draft": "#2f6fb0",
     "draft_parallel": "#7a5aa6", "chosen": "#12355b",
 }  # fmt: skip
+SUFFIX = "suffix decoding"
 WAYS = {"draft": "one by one", "parallel": "in one pass"}
 
 
@@ -47,47 +49,73 @@ def draw_training(losses: Sequence[Sequence[float]], path: Path) -> None:
 
 
 def draw_choice(choice: Choice, measurements: Measurements, path: Path) -> None:
-    """Predicted speed-up over draft tokens and over batch size (chosen points marked), and acceptance by position."""
+    """Speed-up over draft tokens and over batch size (chosen points marked), and acceptance by position.
+
+    The draft's speed-ups are predicted, those of suffix decoding were served.
+    """
     figure, (left, middle, right) = _figure(3, 13, 3.6)
-    picked = choice.by_concurrency
-    for place, n in enumerate(picked):
-        colour = _shade(place, len(picked))
-        for way in measurements.ways:
-            found = {
-                (c.num_speculative_tokens): c.speedup for c in choice.considered if (c.concurrency, c.way) == (n, way)
-            }
-            if way == choice.way:
-                own = found
-                left.plot(list(own), list(own.values()), "o-", color=colour, markersize=4, label=f"{n} at a time")
-            else:
-                left.plot(list(found), list(found.values()), ":", color=colour, label=f"{n}, {WAYS[way]}")
-        if picked[n]:
-            left.plot([picked[n]], [own[picked[n]]], "o", markersize=12, fillstyle="none", color=colour)
-    left.set(xlabel="draft tokens per step", ylabel="predicted speed-up", title="By number of draft tokens")
-    chosen = [item for item in choice.considered if item.way == choice.way]
-    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in chosen}
-    gained = [speedup_of.get(item, 1.0) for item in picked.items()]
-    middle.plot(list(picked), gained, "o-", color=COLOURS["draft"], label="chosen")
-    for n, height in zip(picked, gained, strict=True):
-        middle.annotate(
-            f"K = {picked[n]}", (n, height), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8
-        )
-    middle.set_xscale("log", base=2)
-    middle.set_xticks(list(picked), [str(n) for n in picked])
-    middle.set(xlabel="requests at a time", ylabel="predicted speed-up", title="By batch size, with the chosen K")
-    middle.margins(y=0.2)
+    _by_tokens(left, choice, measurements)
+    _by_batch_size(middle, choice)
     for axis in (left, middle):
         axis.axhline(1.0, color=COLOURS["plain"], linestyle="--", label="plain")
         axis.legend(fontsize=8)
-    for item in (found for found in measurements.acceptances if found.way == choice.way):
+    way = measurements.ways[0] if choice.way == "suffix" else choice.way
+    for item in (found for found in measurements.acceptances if found.way == way):
         steps = sum(item.histogram)
         reached = [sum(item.histogram[j:]) / steps for j in range(1, len(item.histogram))]
         right.plot(range(1, len(item.histogram)), reached, "o-", label=f"{item.kind}, T = {item.temperature:g}")
-    right.set(
-        xlabel="draft position", ylabel="share of steps that accept it", ylim=(0, 1), title="Acceptance by position"
-    )
+    title = "Acceptance by position, of the draft"
+    right.set(xlabel="draft position", ylabel="share of steps that accept it", ylim=(0, 1), title=title)
     right.legend(fontsize=8)
     _save(figure, path)
+
+
+def _by_tokens(axis: Any, choice: Choice, measurements: Measurements) -> None:
+    """A curve for each way of drafting and number of requests, a diamond for suffix decoding at the most that it proposes."""
+    picked = choice.by_concurrency
+    at = {(c.way, c.concurrency, c.num_speculative_tokens): c.speedup for c in choice.considered}
+    for place, n in enumerate(picked):
+        colour = _shade(place, len(picked))
+        for way in measurements.ways:
+            found = {k: speedup for (w, m, k), speedup in at.items() if (w, m) == (way, n)}
+            line, name = ("o-", f"{n} at a time") if way == choice.way else (":", f"{n}, {WAYS[way]}")
+            axis.plot(list(found), list(found.values()), line, color=colour, markersize=4, label=name)
+        looked_up = {k: speedup for (w, m, k), speedup in at.items() if (w, m) == ("suffix", n)}
+        if looked_up:
+            axis.plot(list(looked_up), list(looked_up.values()), "D", color=colour, label=f"{n}, {SUFFIX}")
+        if picked[n]:
+            chosen = at[choice.way, n, picked[n]]
+            axis.plot([picked[n]], [chosen], "o", markersize=12, fillstyle="none", color=colour)
+    axis.set(xlabel="draft tokens per step", ylabel="speed-up", title="By number of draft tokens")
+
+
+def _by_batch_size(axis: Any, choice: Choice) -> None:
+    """What was chosen over the number of requests, beside the draft's best or suffix decoding, whichever was not."""
+    picked = choice.by_concurrency
+    at = {(c.way, c.concurrency, c.num_speculative_tokens): c.speedup for c in choice.considered}
+    gained = [at[choice.way, n, k] if k else 1.0 for n, k in picked.items()]
+    looked_up = [c for c in choice.considered if c.way == "suffix"]
+    own, other = ("suffix", "draft") if choice.way == "suffix" else ("draft", "suffix")
+    chosen = f"chosen: {SUFFIX}" if own == "suffix" else "chosen"
+    axis.plot(list(picked), gained, "o-", color=COLOURS[own], label=chosen)
+    for n, height in zip(picked, gained, strict=True):
+        text = f"K = {picked[n]}"
+        axis.annotate(text, (n, height), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+    if looked_up:
+        beside = {
+            n: max(s for (w, m, _), s in at.items() if m == n and (w == "suffix") == (other == "suffix"))
+            for n in picked
+        }
+        name = f"{SUFFIX}, as served" if other == "suffix" else "draft's best"
+        axis.plot(list(beside), list(beside.values()), "D:", color=COLOURS[other], label=name)
+        spans = [(c.concurrency, c.worst, c.speedup) for c in looked_up]
+        axis.vlines(
+            *zip(*spans, strict=True), color=COLOURS["suffix"], linewidth=1, label="down to where it gains least"
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(list(picked), [str(n) for n in picked])
+    axis.set(xlabel="requests at a time", ylabel="speed-up", title="By batch size, with the chosen K")
+    axis.margins(y=0.2)
 
 
 def _shade(place: int, count: int) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, BinaryIO
 
+from drafts.methods import own_name
 from drafts.pictures import draw_acceptance, draw_by_concurrency, draw_comparison, draw_costs
 from drafts.table import HEADS, in_order, table_cells
 
@@ -48,12 +49,12 @@ def _where(row: dict[str, Any]) -> str:
     return f"{row['kind']}, {drawn}, {loaded}"
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each condition at the lowest concurrency: how the draft did, and what did best."""
+def verdict(rows: Sequence[dict[str, Any]], method: str = "draft") -> list[str]:
+    """One sentence for each condition at the lowest concurrency: how ``method`` did, and what did best."""
     lowest = min(row["concurrency"] for row in rows)
     found = []
     for row in rows:
-        if row["method"] != "draft" or row["concurrency"] != lowest or row.get("rate"):
+        if row["method"] != method or row["concurrency"] != lowest or row.get("rate"):
             continue
         same = [other for other in rows if _where(other) == _where(row)]
         best = max(same, key=lambda other: other["speedup"])
@@ -128,7 +129,7 @@ def html(record: dict[str, Any]) -> str:
             f"{record['date']}, {hardware['cpu']}, {hardware['cores']} cores. Through the gateway, methods taking turns "
             f"after every {turn}, computing in {record.get('dtype', 'bfloat16')}.", "note",
         ),
-        *(_paragraph(line, "lead") for line in verdict(rows)),
+        *(_paragraph(line, "lead") for line in verdict(rows, own_name(record.get("speculative_config")))),
         _section(
             "Speed-up over plain decoding",
             _image(lambda file: draw_comparison(rows, file), "speed-up by method, kind and concurrency"),

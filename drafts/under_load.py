@@ -22,6 +22,8 @@ def plain_and_draft(pair_path: Path, logs: Path, max_num_seqs: int) -> Iterator[
     methods = [Method("plain")]
     if pair.speculative_config:
         methods.append(Method("draft", pair.speculative_config))
+        if methods[-1].learns:
+            log(f"{pair_path}: suffix decoding remembers answers, so prompts that come again are easier for it")
     else:
         log(f"{pair_path}: no draft was chosen for it; only plain decoding is tested")
     serves = pair.serving

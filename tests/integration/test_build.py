@@ -30,7 +30,7 @@ out: {folder / "out"}
 prune: {{keep: 1}}
 distill: {{max_prompts: 24, max_tokens: 24, concurrency: 8}}
 recover: {{tokens: 12000, batch_tokens: 2048, parallel_tokens: 3}}
-measure: {{prompts_per_kind: 1, repeats: 1, max_tokens: 16, temperatures: [0.0], concurrencies: [1, 2]}}
+measure: {{prompts_per_kind: 1, repeats: 1, max_tokens: 16, temperatures: [0.0], concurrencies: [1, 2], suffix: false}}
 choose: {{min_gain: 0.0}}
 """
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from drafts import methods
 from drafts.building import check_recipe, read_recipe
 from drafts.estimating import estimate
 from stages.errors import InputError
@@ -71,6 +72,14 @@ def test_bad_settings_are_one_clear_line(recipe: Path, addition: str, message: s
 def test_prompts_that_overlap_are_refused_before_any_work(recipe: Path) -> None:
     (recipe.parent / "validation.jsonl").write_text('{"prompt": "train prompt"}\n')
     with pytest.raises(InputError, match="also a training prompt"):
+        check_recipe(read_recipe(recipe))
+
+
+def test_a_package_that_is_missing_is_told_of_before_any_work(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "suffix_installed", lambda: False)
+    check_recipe(read_recipe(recipe))
+    recipe.write_text(recipe.read_text() + "measure: {suffix: true}\n")
+    with pytest.raises(InputError, match="arctic-inference, is not installed"):
         check_recipe(read_recipe(recipe))
 
 

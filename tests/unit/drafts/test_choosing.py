@@ -2,18 +2,9 @@ from itertools import pairwise
 
 import pytest
 
-from drafts.choosing import (
-    Acceptance,
-    Choice,
-    ChooseSettings,
-    FirstToken,
-    Measurements,
-    StepCost,
-    acceptance_length,
-    choose,
-    cost_split,
-    schedule_of,
-)
+from drafts.choice import Choice, ChooseSettings
+from drafts.choosing import choose, schedule_of
+from drafts.measurements import Acceptance, FirstToken, Measurements, StepCost
 from stages.errors import InputError
 
 PERFECT = (0, 0, 0, 0, 0, 0, 100)
@@ -195,21 +186,6 @@ def test_batch_sizes_between_the_measured_ones_go_to_the_geometrically_nearer() 
     assert schedule_of({1: 3, 4: 3, 16: 1}) == ((1, 8, 3), (9, 16, 1))
     assert schedule_of({1: 3, 4: 3}) == ((1, 4, 3),)
     assert schedule_of({2: 5}) == ((1, 2, 5),)
-
-
-def test_where_the_time_of_a_step_goes() -> None:
-    split = cost_split(costs(plain=0.010, verify=0.012, large=0.018), 1)
-    assert split is not None
-    assert split.verify == pytest.approx(1.2)
-    assert (split.verify_low, split.verify_high) == (pytest.approx(1.08), pytest.approx(1.44))
-    assert split.draft == pytest.approx(0.1)
-    assert cost_split([cost for cost in costs() if cost.method != "verify"], 1) is None
-
-
-def test_acceptance_length_of_a_shorter_run_is_read_off_a_longer_one() -> None:
-    histogram = (10, 20, 30, 40)
-    assert acceptance_length(histogram, 3) == pytest.approx(1 + (20 + 60 + 120) / 100)
-    assert acceptance_length(histogram, 1) == pytest.approx(1 + 90 / 100)
 
 
 def test_the_gain_that_is_asked_for_decides() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from drafts import comparing
+from drafts import methods
 from drafts.comparing import methods_of
 from server.pair import Pair, ServingFile
 from stages.errors import InputError
@@ -26,10 +26,22 @@ DRAFTED = pair({"method": "draft_model", "num_speculative_tokens": 3, "draft_sam
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_free_competitors_stand_beside_the_draft(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "suffix_installed", lambda: installed)
+    monkeypatch.setattr(methods, "suffix_installed", lambda: installed)
     names = [method.name for method in methods_of(DRAFTED, {})]
     assert names == ["plain", "ngram", *(["suffix"] if installed else []), "draft"]
     assert "draft" not in [method.name for method in methods_of(pair(None), {})]
+
+
+def test_a_pair_that_decodes_by_suffixes_is_compared_under_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"method": "suffix", "num_speculative_tokens": 5}
+    made = pair(config).model_copy(update={"draft": None})
+    monkeypatch.setattr(methods, "suffix_installed", lambda: True)
+    found = methods_of(made, {})
+    assert [method.name for method in found] == ["plain", "ngram", "suffix"]
+    assert found[-1].speculative_config == config
+    monkeypatch.setattr(methods, "suffix_installed", lambda: False)
+    with pytest.raises(InputError, match="arctic-inference, is not installed"):
+        methods_of(made, {})
 
 
 def test_another_draft_is_served_as_the_pairs_is(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from drafts.cells import Cell, Condition
+from drafts.cells import Cell, Condition, rows_of
 from drafts.client import Answer, Speculation
+from drafts.measurements import ALL
 from drafts.measuring import (
-    ALL,
     WAVES,
     MeasureSettings,
     acceptances,
@@ -104,6 +104,50 @@ def test_first_tokens_that_have_waited_for_other_prompts_are_left_out() -> None:
     for method in ("plain", "verify", "draft-small", "draft-large"):
         cells += cell(answer(0.1), answer(0.2), method=method, kind=ALL, concurrency=4)
     assert found_in(cells, settings, ["draft"]).first_tokens == ()
+
+
+def turn(method: str, number: int, tokens: int, wall_s: float, condition: Condition) -> Cell:
+    found = replace(answer(0.5, tokens), speculation=Speculation(2, 8, 3, ()) if method == "suffix" else None)
+    return Cell(method, condition, number, (found, found), wall_s)
+
+
+def test_suffix_decoding_is_timed_over_whole_turns_as_comparisons_are() -> None:
+    """Tokens per second over plain's, of all turns together: the longer turn counts more. Answers may be of unequal length."""
+    alone, mixed = Condition("code", 1, 0.0), Condition(ALL, 4, 0.0)
+    cells = [
+        turn("plain", 0, 10, 4.0, alone), turn("suffix", 0, 10, 2.0, alone),
+        turn("plain", 1, 20, 6.0, alone), turn("suffix", 1, 10, 3.0, alone),
+        turn("plain", 2, 10, 1.0, mixed), turn("suffix", 2, 10, 2.0, mixed),
+    ]  # fmt: skip
+    cells += [
+        replace(c, method=name)
+        for c in cells
+        if c.method == "plain"
+        for name in ("verify", "draft-small", "draft-large")
+    ]
+    settings = MeasureSettings(concurrencies=(1, 4), num_speculative_tokens=(2, 6))
+    found = found_in(cells, settings, ["draft"])
+    rows = {row["concurrency"]: row for row in rows_of(cells, str.split) if row["method"] == "suffix"}
+    assert [(s.kind, s.temperature, s.concurrency, s.num_speculative_tokens) for s in found.served] == [
+        ("code", 0.0, 1, 8), (ALL, 0.0, 4, 8)
+    ]  # fmt: skip
+    first, second = found.served
+    assert first.speedup == pytest.approx((40 / 5.0) / (60 / 10.0))
+    assert (first.low, first.high) == (pytest.approx((20 / 3) / (40 / 6)), pytest.approx(2.0))
+    assert second.speedup == pytest.approx(0.5)
+    assert (first.num_drafts, first.num_draft_tokens, first.num_accepted_tokens) == (8, 32, 12)
+    assert all(s.speedup == rows[s.concurrency]["speedup"] for s in found.served)
+    assert {cost.method for cost in found.costs} == {"plain", "verify", "draft"}
+    without = found_in([c for c in cells if c.method != "suffix"], settings, ["draft"])
+    assert without == found.model_copy(update={"served": ()})
+
+
+def test_what_suffix_decoding_remembers_is_forgotten_before_each_wave() -> None:
+    """Also with one temperature, where condition and prompts of the waves may be the same."""
+    prompts = [Prompt(kind="code", prompt=str(i)) for i in range(4)]
+    settings = MeasureSettings(concurrencies=(1, 4), temperatures=(0.0,), repeats=2)
+    waves = [block for block in blocks_for(prompts, settings) if block.condition.concurrency == 4]
+    assert len({(block.condition, block.repeat) for block in waves}) == len(waves) == 2 * WAVES
 
 
 def test_a_draft_that_can_propose_in_one_pass_is_measured_in_both_ways() -> None:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from drafts.methods import NGRAM, SUFFIX, EngineOptions, Method, Serving, _engine, draft_method
+import drafts.methods as module
+from drafts.methods import NGRAM, SUFFIX, EngineOptions, Method, Serving, _engine, draft_method, own_name, wants_suffix
 from server.in_engine.suffix_cache import SuffixCacheExtension
 from server.launching import launch_program
-from stages.errors import EngineError
+from stages.errors import EngineError, InputError
 
 
 @pytest.fixture
@@ -44,6 +45,22 @@ def engine() -> Iterator[tuple[str, list[tuple[str, dict[str, str]]]]]:
 def test_only_suffix_decoding_learns() -> None:
     assert Method("suffix", SUFFIX).learns
     assert not any(method.learns for method in (Method("plain"), Method("ngram", NGRAM), draft_method(__file__, 2)))  # type: ignore[arg-type]
+
+
+def test_suffix_decoding_is_measured_where_it_is_installed_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for installed in (True, False):
+        monkeypatch.setattr(module, "suffix_installed", lambda installed=installed: installed)
+        assert wants_suffix(None) is installed
+        assert wants_suffix(False) is False
+    with pytest.raises(InputError, match="run 'make setup-suffix'") as error:
+        wants_suffix(True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pairs_own_method_has_the_name_of_what_proposes() -> None:
+    assert [own_name(config) for config in (SUFFIX, {"method": "draft_model"}, None)] == ["suffix", "draft", "draft"]
 
 
 def test_an_engine_is_asked_by_the_name_of_the_extensions_method(

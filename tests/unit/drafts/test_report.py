@@ -72,6 +72,14 @@ def test_the_verdict_names_what_was_faster(rows: list[dict[str, Any]]) -> None:
     assert verdict([*rows, *faster])[0].endswith("ngram was faster: 2.20x.")
 
 
+def test_of_a_pair_that_decodes_by_suffixes_the_verdict_is_on_that(rows: list[dict[str, Any]]) -> None:
+    renamed = [{**row, "method": "suffix"} if row["method"] == "draft" else row for row in rows]
+    assert verdict(renamed) == []
+    assert verdict(renamed, "suffix") == verdict(rows)
+    page = html({**record(renamed), "speculative_config": {"method": "suffix", "num_speculative_tokens": 8}})
+    assert "2.00x plain" in page
+
+
 def test_the_worst_accepted_answers_are_the_examples() -> None:
     found = failures(ALL, {p.id: p for p in PROMPTS})
     assert [(f["temperature"], round(f["mean_acceptance_length"], 1)) for f in found] == [

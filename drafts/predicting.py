@@ -1,0 +1,125 @@
+"""Predicts the speed-up that a draft gives with K draft tokens.
+
+A pure function of measurements. For K = num_speculative_tokens, n requests at a time and answers of L further tokens (arXiv
+2211.17192, with measured costs instead of assumed):
+
+    tau(K)   = 1 + sum_{j=1..K} P(first j draft tokens accepted)        mean acceptance length, bonus token included
+    step(K)  = base + slope * K                                         from steps timed at two values of K
+    speed-up = (L * plain step + n * r) / (L / tau(K) * step(K) + n * r')
+
+r and r' are the times to the first token, without and with a draft: an engine reads the prompts of requests that share a step
+one after another, and a draft has to read them too. Where the costs of a step come from, in plain steps: v, a step that checks
+K + 1 tokens but drafts for free, and c, a draft token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from drafts.measurements import Acceptance, Measurements, StepCost, Way
+from stages.errors import InputError
+from stages.settings import Settings
+
+
+class CostSplit(Settings):
+    """Where a speculative step's time goes, in plain steps at the same concurrency.
+
+    Attributes:
+        verify: v, a step that checks ``num_speculative_tokens`` + 1 tokens and drafts for free; with quartiles.
+        draft: c, each draft token.
+    """
+
+    concurrency: int
+    num_speculative_tokens: int
+    verify: float
+    verify_low: float
+    verify_high: float
+    draft: float
+
+
+def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> float:
+    """Mean acceptance length (bonus token included) that K tokens would have had.
+
+    In either way token j is proposed without knowing K, so the first K positions of a longer run count as is.
+    """
+    steps = sum(histogram)
+    if steps == 0:
+        raise InputError("measurements: an acceptance histogram has no steps; measure with more prompts")
+    accepted = sum(min(j, num_speculative_tokens) * count for j, count in enumerate(histogram))
+    return 1 + accepted / steps
+
+
+def _costs(costs: Sequence[StepCost], method: str, concurrency: int) -> list[StepCost]:
+    found = [cost for cost in costs if (cost.method, cost.concurrency) == (method, concurrency)]
+    return sorted(found, key=lambda cost: cost.num_speculative_tokens)
+
+
+def plain_cost(costs: Sequence[StepCost], concurrency: int) -> StepCost:
+    """A plain step."""
+    found = _costs(costs, "plain", concurrency)
+    if not found:
+        raise InputError(f"measurements: the plain step at concurrency {concurrency} is missing")
+    return found[0]
+
+
+def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
+    """Seconds of a step with K draft tokens: on the line through the smallest and the largest measured K.
+
+    Never less than a plain step, which a noisy line would otherwise promise at small K.
+    """
+    measured = [(cost.num_speculative_tokens, cost.seconds) for cost in _costs(costs, way, concurrency)]
+    if len({k for k, _ in measured}) < 2:
+        raise InputError(
+            f"measurements: steps at two different num_speculative_tokens are needed at concurrency {concurrency}"
+        )
+    (k0, s0), (k1, s1) = measured[0], measured[-1]
+    on_line = s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0)
+    return max(on_line, plain_cost(costs, concurrency).seconds)
+
+
+def cost_split(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") -> CostSplit | None:
+    """v and c at the largest measured K; None where no step with free draft tokens was timed."""
+    verify, draft = _costs(costs, "verify", concurrency), _costs(costs, way, concurrency)
+    if not verify or not draft:
+        return None
+    plain, checked, drafted = plain_cost(costs, concurrency).seconds, verify[-1], draft[-1]
+    tokens = drafted.num_speculative_tokens
+    return CostSplit(
+        concurrency=concurrency, num_speculative_tokens=tokens, verify=checked.seconds / plain,
+        verify_low=checked.low / plain, verify_high=checked.high / plain,
+        draft=(drafted.seconds - checked.seconds) / tokens / plain,
+    )  # fmt: skip
+
+
+def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_tokens: int, concurrency: int) -> float:
+    """Expected speed-up of one kind of traffic."""
+    if num_speculative_tokens == 0:
+        return 1.0
+    plain = plain_cost(measurements.costs, concurrency).seconds
+    step = step_seconds(measurements.costs, num_speculative_tokens, concurrency, acceptance.way)
+    length = acceptance_length(acceptance.histogram, num_speculative_tokens)
+    first = {found.method: found for found in measurements.first_tokens}
+    if "plain" not in first or acceptance.way not in first:
+        return length * plain / step
+    later, reads = first["plain"].later_tokens, concurrency * first["plain"].seconds
+    drafted_reads = concurrency * first[acceptance.way].seconds
+    return (later * plain + reads) / (later / length * step + drafted_reads)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean of speed-ups: of 2x and 0.5x it is 1x."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def expected_speedups(
+    measurements: Measurements, num_speculative_tokens: int, concurrency: int, way: Way = "draft"
+) -> list[float]:
+    """Expected speed-up of each kind and temperature in one way of drafting."""
+    own = [acceptance for acceptance in measurements.acceptances if acceptance.way == way]
+    return [predict(measurements, acceptance, num_speculative_tokens, concurrency) for acceptance in own]
+
+
+def overall(measurements: Measurements, num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
+    """Expected speed-up in one way of drafting: geometric mean over kinds and temperatures."""
+    return geometric_mean(expected_speedups(measurements, num_speculative_tokens, concurrency, way))
