@@ -10,7 +10,7 @@
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
 # make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
 # make test-clients  openai, langchain-openai, litellm and curl, unchanged, against the gateway (PAIR=FOLDER: on a real engine)
-# make check    ruff, mypy, import contract
+# make check    ruff, mypy, import contract, hadolint
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -110,6 +110,7 @@ check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
 
 setup: $(STAMP)
 setup-evaluation: $(EVALUATION_STAMP)
