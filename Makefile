@@ -9,6 +9,7 @@
 #                     → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
 # make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
+# make results-deploy  that, and its times → benchmarks/deploy.json, RESULTS.md
 # make test-clients  openai, langchain-openai, litellm and curl, unchanged, against the gateway (PAIR=FOLDER: on a real engine)
 # make check    ruff, mypy, import contract, hadolint
 
@@ -29,7 +30,7 @@ RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
-	loadtest test-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
+	loadtest test-deploy results-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -100,6 +101,10 @@ test-serving: setup-dev
 # Not part of `make test`: it installs packages of the system, builds four images and starts four containers.
 test-deploy: setup-dev
 	$(BIN)/python -m pytest -rs --durations=8 tests/deploy
+
+results-deploy: test-deploy
+	cp build/deploy/figures.json benchmarks/deploy.json
+	$(BIN)/python -m benchmarks.render
 
 # Not part of `make test`: it installs the clients, each in an environment of its own under build/clients.
 test-clients: setup-dev

@@ -44,6 +44,8 @@ def write_pair(folder: Path) -> None:
     draft = save(first_layer(target), folder / "pair" / "draft") | {"path": "../draft"}
     entry = save(target, folder / "model") | {"path": "../../model"}
     record = serving(entry, draft, draft_sample_method="probabilistic") | {"expected": EXPECTED}
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)
     (folder / "pair" / "pair").mkdir()
     (folder / "pair" / "pair" / "serving.json").write_text(json.dumps(record))
 
