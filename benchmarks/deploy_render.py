@@ -7,7 +7,9 @@ from typing import Any
 
 def split(title: str, parts: dict[str, float]) -> str:
     """One row of the table: a way's whole time, and what it is made of."""
-    return f"| {title} | {sum(parts.values()):.0f} | " + ", ".join(f"{name} {s:.1f}" for name, s in parts.items()) + " |"
+    return (
+        f"| {title} | {sum(parts.values()):.0f} | " + ", ".join(f"{name} {s:.1f}" for name, s in parts.items()) + " |"
+    )
 
 
 def seen(counts: dict[str, int]) -> str:

@@ -36,9 +36,9 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
 
 
 @pytest.fixture(scope="session")
-def figures() -> Iterator[dict[str, Any]]:
+def figures(docker: Docker) -> Iterator[dict[str, Any]]:
     """What the tests measured; none of it decides over a test."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"docker": docker.run("docker", "version", "--format", "{{.Server.Version}}").strip()}
     yield found
     found |= {"hardware": hardware(), "revision": revision(), "date": datetime.now(UTC).date().isoformat()}
     KEPT.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,11 @@ class Docker:
     environment: dict[str, str]
     log: Path | None = None
 
+    @property
+    def socket(self) -> str:
+        """Where the engine listens."""
+        return self.environment["DOCKER_HOST"].removeprefix("unix://")
+
     def run(self, *command: str, timeout_s: float = 60, **options: object) -> str:
         """What a command that must succeed prints."""
         done = subprocess.run(

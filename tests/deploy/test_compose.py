@@ -166,14 +166,25 @@ def came_back(stack: Stack, began_s: float) -> dict[str, float]:
 
 def test_with_keys_nobody_is_served_without_one(stack: Stack, secrets: Path) -> None:
     stack.key = made_key(secrets)
-    stack.configure(COMPOSE_FILE="compose.yaml:docker/compose.keys.yaml")
-    stack.compose("up", "--detach", "gateway")
+    forms = ("compose.yaml", "docker/compose.keys.yaml", "docker/compose.keeper.yaml")
+    stack.configure(COMPOSE_FILE=":".join(forms), DOCKER_SOCKET=stack.docker.socket)
+    stack.compose("up", "--detach", "gateway", "keeper")
     wait_for("ready with keys", lambda: get(f"{stack.gateway}/ready")[0] == 200, START_S)
     with pytest.raises(openai.AuthenticationError):
         stack.client(api_key="sk-another").models.list()
     assert stack.ask(1)
     assert stack.key not in stack.inspect("gateway", "{{json .Config}}")
     assert stack.key not in stack.compose("logs", "gateway")
+
+
+def test_with_the_keeper_an_engine_comes_back_after_docker_kill(stack: Stack, figures: dict[str, Any]) -> None:
+    began_s = time.time()
+    stack.docker.run("docker", "kill", stack.container("engine"))
+    marks = came_back(stack, began_s)
+    figures["recovery_after_docker_kill_s"] = parts(marks)
+    print(f"docker kill: {figures['recovery_after_docker_kill_s']}")
+    assert "was killed; starting it" in stack.compose("logs", "keeper")
+    assert stack.ask(3)
 
 
 def test_a_stop_under_load_loses_nothing(stack: Stack, figures: dict[str, Any]) -> None:
@@ -187,5 +198,6 @@ def test_a_stop_under_load_loses_nothing(stack: Stack, figures: dict[str, Any]) 
     print(f"stopped in {figures['stop_s']} s, clients saw {dict(seen)}")
     assert seen.keys() <= {"answered", "503", NOT_TAKEN}
     assert int(stack.inspect("gateway", "{{.State.ExitCode}}")) == 0
+    assert "gateway" not in stack.compose("logs", "keeper")  # what was stopped is not started again
     ended = [stack.inspect(service, "{{.State.FinishedAt}}") for service in ("gateway", "engine")]
     assert ended[0] < ended[1]

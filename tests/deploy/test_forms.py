@@ -36,7 +36,11 @@ def test_the_gpu_form_reserves_gpus_and_keeps_compiled_kernels(docker: Docker, p
     assert engine["build"]["dockerfile"] == "docker/engine.gpu.Dockerfile"
     assert "--tensor-parallel-size=2" in engine["command"]
     mounts = dict(reversed(volume.split(":")[:2]) for volume in engine["volumes"])
-    assert mounts == {"/cache": "gpu-cache", "/model": str(project / "models/mine"), "/pair": str(project / "build/mine")}
+    assert mounts == {
+        "/cache": "gpu-cache",
+        "/model": str(project / "models/mine"),
+        "/pair": str(project / "build/mine"),
+    }
     assert "gpu-cache" in found["volumes"]
     assert "ports" not in engine
     assert found["services"]["builder"]["command"] == ["/project/recipes/llama-3.1-8b.yaml"]

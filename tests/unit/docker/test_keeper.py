@@ -31,7 +31,9 @@ def started_after(keeper: ModuleType, *events: dict[str, Any]) -> list[str]:
     """What is started when these events come within the wait."""
     started: list[str] = []
     waiting: list[tuple[Callable[[str], None], str]] = []
-    watching = keeper.Keeper(["engine", "gateway"], lambda do, container: waiting.append((do, container)), started.append)
+    watching = keeper.Keeper(
+        ["engine", "gateway"], lambda do, container: waiting.append((do, container)), started.append
+    )
     for one in events:
         watching.see(one)
     for do, container in waiting:
