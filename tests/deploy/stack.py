@@ -94,6 +94,11 @@ class Stack:
         raise AssertionError(f"{service} never said {what}")
 
 
+def named(name: str) -> dict[str, str]:
+    """The header that names a request."""
+    return {"X-Request-Id": name} if name else {}
+
+
 def moment(text: str) -> float:
     """Docker's way to write a time, as seconds."""
     return datetime.fromisoformat(text).timestamp()
