@@ -98,9 +98,10 @@ test-build: setup-dev
 test-serving: setup-dev
 	$(BIN)/python -m pytest --durations=4 --ignore=tests/integration/test_build.py tests/integration
 
-# Not part of `make test`: it installs packages of the system, builds four images and starts four containers.
+# Not part of `make test`: it installs packages of the system, builds three images and starts five containers. What it measures is printed and
+# left in build/deploy/figures.json; wheels and base system are kept there for the next run.
 test-deploy: setup-dev
-	$(BIN)/python -m pytest -rs --durations=8 tests/deploy
+	$(BIN)/python -m pytest -s -rs --durations=8 tests/deploy
 
 results-deploy: test-deploy
 	cp build/deploy/figures.json benchmarks/deploy.json
