@@ -66,6 +66,8 @@ def built(docker: Docker, figures: dict[str, Any], tmp_path_factory: pytest.Temp
         PIP_NO_INDEX=1, COMPOSE_PROJECT_NAME=PROJECT,
     )  # fmt: skip
     stack.compose("build", "gateway", "engine", "builder", timeout_s=BUILD_S)
+    for wheel in (stack.folder / "docker" / "wheelhouse").glob("*.whl"):
+        wheel.unlink()
     marks["images"] = time.time()
     figures["preparation_s"] = parts(marks)
     return stack

@@ -113,6 +113,7 @@ def docker_engine(folder: Path) -> Iterator[Docker]:
         yield docker
     finally:
         _end(process)
+        shutil.rmtree(folder / "data", ignore_errors=True)  # all images: gigabytes
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -56,23 +56,20 @@ class Stack:
         settings = {"api_key": self.key, "max_retries": 0, "timeout": REQUEST_S} | options
         return openai.OpenAI(base_url=f"{self.gateway}/v1", **settings)  # type: ignore[arg-type]
 
-    def ask(self, seed: int, max_tokens: int = 32) -> str:
-        """A sampled completion."""
+    def ask(self, seed: int, max_tokens: int = 32, name: str = "") -> str:
+        """A sampled completion; its name stands in the gateway's log."""
         answer = self.client().completions.create(
-            model="pico", prompt=f"w{seed % 128} w7 w11", max_tokens=max_tokens, temperature=1, seed=seed
-        )
+            model="pico", prompt=f"w{seed % 128} w7 w11", max_tokens=max_tokens, temperature=1, seed=seed,
+            extra_headers=named(name),
+        )  # fmt: skip
         return answer.choices[0].text
 
-    def stream(self, seed: int, max_tokens: int = 24, temperature: float = 1) -> str:
+    def stream(self, seed: int, max_tokens: int = 24, name: str = "", temperature: float = 1) -> str:
         """The same in pieces."""
         chunks = self.client().completions.create(
-            model="pico",
-            prompt=f"w{seed % 128} w5",
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stream=True,
-        )
+            model="pico", prompt=f"w{seed % 128} w5", max_tokens=max_tokens, temperature=temperature, seed=seed, stream=True,
+            extra_headers=named(name),
+        )  # fmt: skip
         return "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
 
     def query(self, expression: str) -> list[dict[str, object]]:
