@@ -60,7 +60,8 @@ def built(docker: Docker, figures: dict[str, Any], tmp_path_factory: pytest.Temp
     for shown in (folder / "pico", folder, folder.parent):
         shown.chmod(0o755)
     ports = [choose_port(None), choose_port(None)]
-    stack = Stack(docker, folder / "understudy", *(f"http://127.0.0.1:{port}" for port in ports))
+    gateway, prometheus = (f"http://127.0.0.1:{port}" for port in ports)
+    stack = Stack(docker, folder / "understudy", gateway, prometheus)
     stack.configure(
         PAIR=folder / "pico" / "pair", MODEL=folder / "pico" / "model", GATEWAY_PORT=ports[0], PROMETHEUS_PORT=ports[1],
         PIP_NO_INDEX=1, COMPOSE_PROJECT_NAME=PROJECT,
