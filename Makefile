@@ -9,8 +9,9 @@
 #                     → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
 # make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
+# make results-deploy  that, and its times → benchmarks/deploy.json, RESULTS.md
 # make test-clients  openai, langchain-openai, litellm and curl, unchanged, against the gateway (PAIR=FOLDER: on a real engine)
-# make check    ruff, mypy, import contract
+# make check    ruff, mypy, import contract, hadolint
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -29,7 +30,7 @@ RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
-	loadtest test-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
+	loadtest test-deploy results-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -97,9 +98,14 @@ test-build: setup-dev
 test-serving: setup-dev
 	$(BIN)/python -m pytest --durations=4 --ignore=tests/integration/test_build.py tests/integration
 
-# Not part of `make test`: it installs packages of the system, builds four images and starts four containers.
+# Not part of `make test`: it installs packages of the system, builds three images and starts five containers. What it measures is printed and
+# left in build/deploy/figures.json; wheels and base system are kept there for the next run.
 test-deploy: setup-dev
-	$(BIN)/python -m pytest -rs --durations=8 tests/deploy
+	$(BIN)/python -m pytest -s -rs --durations=8 tests/deploy
+
+results-deploy: test-deploy
+	cp build/deploy/figures.json benchmarks/deploy.json
+	$(BIN)/python -m benchmarks.render
 
 # Not part of `make test`: it installs the clients, each in an environment of its own under build/clients.
 test-clients: setup-dev
@@ -110,6 +116,7 @@ check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
 
 setup: $(STAMP)
 setup-evaluation: $(EVALUATION_STAMP)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deploy_render import deploy
 from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
 from drafts.table import HEADS, in_order, table_cells
@@ -193,6 +194,7 @@ SECTIONS = {
     "draft.json": levers,
     "three_systems.json": three_systems,
     "gateway.json": gateway,
+    "deploy.json": deploy,
 }
 """What makes the section of each measured file."""
 

@@ -16,6 +16,7 @@ RUN --mount=type=bind,source=docker/install.sh,target=/install.sh \
 COPY pyproject.toml README.md LICENSE NOTICE understudy.py /source/
 COPY drafts /source/drafts
 COPY evaluation /source/evaluation
+COPY loadtests /source/loadtests
 COPY pruning /source/pruning
 COPY reference/*.py /source/reference/
 COPY server /source/server

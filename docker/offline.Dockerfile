@@ -20,6 +20,7 @@ FROM environment AS package
 COPY pyproject.toml README.md LICENSE NOTICE understudy.py /source/
 COPY drafts /source/drafts
 COPY evaluation /source/evaluation
+COPY loadtests /source/loadtests
 COPY pruning /source/pruning
 COPY reference/*.py /source/reference/
 COPY server /source/server

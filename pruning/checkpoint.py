@@ -211,6 +211,10 @@ def write_checkpoint(model: PreTrainedModel, source: Path, folder: Path, config:
         model.save_pretrained(folder)
     if config is not None:
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    for weights in folder.glob(
+        "*.safetensors"
+    ):  # written for their owner alone; an engine in a container is somebody else
+        weights.chmod((folder / "config.json").stat().st_mode)
     copy_companions(source, folder)
 
 

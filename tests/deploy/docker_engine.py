@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = {
-    "dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap", "promtool": "prometheus"
+    "dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap", "promtool": "prometheus",
+    "busybox": "busybox-static",
 }  # fmt: skip
 START_S = 60.0
 
@@ -28,6 +29,11 @@ class Docker:
     environment: dict[str, str]
     log: Path | None = None
 
+    @property
+    def socket(self) -> str:
+        """Where the engine listens."""
+        return self.environment["DOCKER_HOST"].removeprefix("unix://")
+
     def run(self, *command: str, timeout_s: float = 60, **options: object) -> str:
         """What a command that must succeed prints."""
         done = subprocess.run(
@@ -36,6 +42,14 @@ class Docker:
         if done.returncode:
             raise AssertionError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
         return str(done.stdout)
+
+    def log_of(self, container: str, since_s: float) -> list[str]:
+        """What a container wrote since then (of the clock), each line behind its time."""
+        done = subprocess.run(
+            ["docker", "logs", "--timestamps", "--since", f"{since_s:.3f}", container],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+        )  # fmt: skip
+        return sorted(done.stdout.splitlines())
 
 
 def install() -> None:
@@ -99,6 +113,7 @@ def docker_engine(folder: Path) -> Iterator[Docker]:
         yield docker
     finally:
         _end(process)
+        shutil.rmtree(folder / "data", ignore_errors=True)  # all images: gigabytes
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

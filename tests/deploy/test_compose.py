@@ -1,4 +1,4 @@
-"""`docker compose up` on a real Docker engine, as far as a machine without a registry allows.
+"""`docker compose up` on a real Docker engine, as far as a machine without a registry allows; the tests go on from each other.
 
 Base images are made of Debian's packages, Prometheus is Debian's, Grafana is left out, and the pair is a pico pair. Everything
 else is what a user gets: images, compose files, networks, health checks, the order in which things start and end.
@@ -8,146 +8,32 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
+import re
 import threading
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 
-from server.engine import choose_port
-from tests.deploy.docker_engine import Docker, NoDocker, docker_engine
-from tests.deploy.stand_in import import_base, write_pair
+from tests.deploy.stack import PROJECT, REQUEST_S, START_S, STARTED, TAKEN_IN, Stack, made_key, parts
+from tests.deploy.stand_in import PYTHON_IMAGE
 from tests.integration.conftest import get, wait_for
 from tests.unit.docker.test_observability import BOARDS, OF_THE_ENGINE
 
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON_IMAGE, PROMETHEUS_IMAGE = "python:3.11.14-slim-bookworm", "prom/prometheus:v3.5.0"
-BUILD_S, START_S, REQUEST_S = 900.0, 400.0, 120.0
 GATEWAY_BYTES = 250_000_000
-
-
-@dataclass
-class Stack:
-    """The running stack, and how to talk to it."""
-
-    docker: Docker
-    folder: Path
-    gateway: str
-    prometheus: str
-
-    def compose(self, *command: str, timeout_s: float = START_S) -> str:
-        """docker-compose in the copy of the repository."""
-        return self.docker.run("docker-compose", *command, timeout_s=timeout_s, cwd=self.folder)
-
-    def container(self, service: str) -> str:
-        """A service's container."""
-        return self.compose("ps", "-q", service).strip()
-
-    def inspect(self, service: str, what: str) -> str:
-        """A field of a service's container."""
-        return self.docker.run("docker", "inspect", "--format", what, self.container(service)).strip()
-
-    @property
-    def client(self) -> openai.OpenAI:
-        """The real client, without its own retries."""
-        return openai.OpenAI(base_url=f"{self.gateway}/v1", api_key="any", max_retries=0, timeout=REQUEST_S)
-
-    def query(self, expression: str) -> list[dict[str, object]]:
-        """What Prometheus answers."""
-        address = f"{self.prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        with urllib.request.urlopen(address, timeout=10) as response:
-            return list(json.load(response)["data"]["result"])
-
-
-@pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    """A Docker engine; without one this is skipped, but not where CI asks for it."""
-    try:
-        with docker_engine(tmp_path_factory.mktemp("docker")) as engine:
-            yield engine
-    except NoDocker as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no Docker engine: {reason}")
-        pytest.skip(f"no Docker engine: {reason}")
-
-
-def copy_sources(folder: Path) -> None:
-    """What git knows of the repository, and what is new in it."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-
-
-def fill_wheelhouse(folder: Path) -> None:
-    """All wheels, by whatever index this machine's pip knows: the builds then need none, and no image gets CUDA packages."""
-    get_wheels = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    torch = subprocess.run([*get_wheels, "torch==2.13.0+cpu"], capture_output=True)
-    if torch.returncode:
-        subprocess.run([*get_wheels, "torch==2.13.0"], check=True)
-    subprocess.run([*get_wheels, "--requirement", "requirements/cpu.txt"], cwd=ROOT, check=True)
-
-
-def import_bases(docker: Docker, folder: Path) -> None:
-    have = docker.run("docker", "images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    if PYTHON_IMAGE not in have:
-        import_base(docker, folder / "python", PYTHON_IMAGE, "python3,python3-dev,python3-venv")
-    if PROMETHEUS_IMAGE not in have:
-        changes = ('ENTRYPOINT ["/usr/bin/prometheus"]', "USER 65534:65534")
-        import_base(docker, folder / "prometheus", PROMETHEUS_IMAGE, "prometheus,wget", *changes)
-
-
-@pytest.fixture(scope="module")
-def stack(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Images built, stack up, ready."""
-    folder = tmp_path_factory.mktemp("stack")
-    sources, pico = folder / "understudy", folder / "pico"
-    copy_sources(sources)
-    fill_wheelhouse(sources / "docker" / "wheelhouse")
-    import_bases(docker, folder)
-    write_pair(pico)
-    pico.chmod(0o755)
-    for parent in (folder, folder.parent):
-        parent.chmod(0o755)
-    ports = [choose_port(None), choose_port(None)]
-    settings = {
-        "PAIR": pico / "pair", "MODEL": pico / "model", "GATEWAY_PORT": ports[0], "PROMETHEUS_PORT": ports[1],
-        "PIP_NO_INDEX": 1, "COMPOSE_PROJECT_NAME": "understudy-test",
-    }  # fmt: skip
-    (sources / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-    stack = Stack(docker, sources, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}")
-    try:
-        stack.compose("build", "gateway", "engine", "builder", timeout_s=BUILD_S)
-        began_s = time.monotonic()
-        stack.compose("up", "--detach", "prometheus")
-        wait_for("ready", lambda: get(f"{stack.gateway}/ready")[0] == 200, START_S)
-        print(f"ready {time.monotonic() - began_s:.0f} s after `up` on built images")
-        yield stack
-    except BaseException:
-        print(stack.compose("logs", "--tail", "60", "engine", "gateway"))
-        raise
-    finally:
-        stack.compose("down", "--volumes", "--timeout", "5")
-        left = docker.run(
-            "docker", "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project=understudy-test"
-        )
-        assert left == ""
-
-
-def ask(stack: Stack, seed: int, max_tokens: int = 32) -> str:
-    answer = stack.client.completions.create(
-        model="pico", prompt=f"w{seed} w7 w11", max_tokens=max_tokens, temperature=1, seed=seed
-    )
-    return answer.choices[0].text
+KEEPER_S = 5.0
+"""Longer than the keeper waits."""
+NOT_TAKEN = "not taken"
+LEAVE_S = 2.0
+"""As in docker/gateway/one.yaml."""
 
 
 def test_the_gateway_image_is_small_and_has_no_torch(stack: Stack) -> None:
@@ -180,18 +66,13 @@ def test_the_builder_leaves_a_pair_that_is_there_alone(stack: Stack) -> None:
 
 
 def test_answers_come_and_their_acceptance_is_in_prometheus(stack: Stack) -> None:
-    assert [model.id for model in stack.client.models.list()] == ["pico"]
-    for seed in range(8):
-        assert ask(stack, seed)
-    streamed = stack.client.completions.create(model="pico", prompt="w1 w2", max_tokens=16, stream=True, temperature=0)
-    assert "".join(chunk.choices[0].text for chunk in streamed if chunk.choices)
+    assert [model.id for model in stack.client().models.list()] == ["pico"]
+    assert all(stack.ask(seed) for seed in range(8))
+    assert stack.stream(2, max_tokens=16, temperature=0)
     wait_for("a scrape after the answers", lambda: stack.query("sum(understudy_drafts_total) > 0"), 30)
     for name in sorted(OF_THE_ENGINE):
         assert stack.query(name), name
-    end_s = time.monotonic() + 90
-    while not stack.query("understudy:acceptance_rate:rate5m") and time.monotonic() < end_s:
-        ask(stack, int(end_s - time.monotonic()))  # rates need counters that grow between two scrapes
-        time.sleep(3)
+    wait_while_asking(stack, lambda: stack.query("understudy:acceptance_rate:rate5m"))
     rate = float(stack.query("understudy:acceptance_rate:rate5m")[0]["value"][1])  # type: ignore[index]
     assert 0 < rate < 1
 
@@ -203,66 +84,148 @@ def test_every_panel_has_something_to_show(stack: Stack) -> None:
         for panel in json.loads(board.read_text())["panels"]
         for target in panel["targets"]
     }
-    chat = stack.client.completions
-    for seed in range(4):
-        list(chat.create(model="pico", prompt="w3", max_tokens=24, stream=True, seed=seed, temperature=1))
-    deadline = time.monotonic() + 60
-    while (empty := [one for one in expressions if not stack.query(one)]) and time.monotonic() < deadline:
-        ask(stack, len(empty))
-        list(chat.create(model="pico", prompt="w5 w6", max_tokens=24, stream=True, temperature=0))
-        time.sleep(3)
-    assert empty == []
+    empty = expressions
+
+    def shown() -> bool:
+        nonlocal empty
+        empty = {one for one in empty if not stack.query(one)}
+        return not empty
+
+    wait_while_asking(stack, shown)
+    assert not empty
 
 
-def test_an_engine_that_dies_comes_back(stack: Stack) -> None:
-    # As the kernel does it for want of memory; Docker takes `docker kill` for meant and starts nothing after it.
-    process = int(stack.inspect("engine", "{{.State.Pid}}"))
-    began_s = time.monotonic()
-    os.kill(process, 9)
-    wait_for("not ready", lambda: get(f"{stack.gateway}/ready")[0] == 503)
-    with pytest.raises(openai.APIStatusError) as refused:
-        ask(stack, 1)
-    assert refused.value.status_code in (502, 503)
-    wait_for("ready again", lambda: get(f"{stack.gateway}/ready")[0] == 200, START_S)
-    print(f"ready again {time.monotonic() - began_s:.0f} s after the engine died")
-    assert int(stack.inspect("engine", "{{.RestartCount}}")) == 1
-    assert ask(stack, 2)
+def wait_while_asking(stack: Stack, shown: Callable[[], object], timeout_s: float = 120) -> None:
+    """Rates and recording rules need counters that grow between two scrapes."""
+    deadline = time.monotonic() + timeout_s
+    for seed in range(10_000):
+        if shown() or time.monotonic() > deadline:
+            return
+        stack.ask(seed)
+        stack.stream(seed)
+        stack.stream(seed, temperature=0)
+        time.sleep(1)
 
 
-def test_a_stop_under_load_loses_nothing(stack: Stack) -> None:
-    answers: list[int] = []
-    refusals: list[int] = []
-    broken: list[str] = []
-    asked, leaving = threading.Event(), threading.Event()
+@dataclass
+class Seen:
+    """How the requests of some clients ended, and when those began that nobody answered."""
 
-    def client(number: int) -> None:
-        for turn in range(200):
+    ends: Counter[str] = field(default_factory=Counter)
+    unanswered: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def clients(stack: Stack, number: int = 4) -> Iterator[Seen]:
+    """Clients that ask all the time, half of them for streams."""
+    seen, leaving = Seen(), threading.Event()
+
+    def client(which: int) -> None:
+        for turn in range(100_000):
             if leaving.is_set():
                 return
-            try:
-                text = ask(stack, 10 * turn + number, max_tokens=64)
-                answers.append(len(text))
-                asked.set()
-            except openai.APIStatusError as error:  # told to come again: nothing is lost
-                (refusals if error.status_code == 503 else broken).append(error.status_code)  # type: ignore[arg-type]
-            except openai.APIConnectionError as error:
-                if "refused" not in str(error.__cause__):  # nobody listens any more: not taken, so not lost either
-                    broken.append(repr(error.__cause__))
-                return
+            name, began_s = f"turn-{turn}-of-{which}", time.time()
+            ended = outcome(partial(stack.stream if which % 2 else stack.ask, 10 * turn + which, 64, name))
+            seen.ends[ended] += 1
+            if ended == NOT_TAKEN:
+                seen.unanswered[name] = began_s
+            if ended != "answered":
+                leaving.wait(0.3)
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
-    for one in clients:
+    asking = [threading.Thread(target=client, args=(which,)) for which in range(number)]
+    for one in asking:
         one.start()
-    assert asked.wait(REQUEST_S)
-    stack.compose("stop")
-    leaving.set()
-    for one in clients:
-        one.join(REQUEST_S)
-    log = stack.compose("logs", "--no-color", "gateway")
-    print(f"{len(answers)} answers, {len(refusals)} refusals, {broken}")
-    assert broken == []
-    assert answers
-    assert all(answers)
+    try:
+        wait_for("answers", lambda: seen.ends["answered"] > 8, REQUEST_S)
+        yield seen
+    finally:
+        leaving.set()
+        for one in asking:
+            one.join(REQUEST_S)
+
+
+def outcome(ask: Callable[[], str]) -> str:
+    """How a request ended, for its client."""
+    try:
+        return "answered" if ask() else "empty"
+    except openai.APIStatusError as error:
+        return str(error.status_code)
+    except openai.APIConnectionError as error:  # Docker's own proxy takes connections for a while when nobody else does
+        cause = str(error.__cause__)
+        return NOT_TAKEN if "refused" in cause or "without sending a response" in cause or "reset" in cause else cause
+    except openai.APIError:
+        return "error in the stream"
+    except httpx.HTTPError as error:
+        return f"cut: {error!r}"
+
+
+def test_an_engine_that_dies_comes_back_without_a_hand(stack: Stack, figures: dict[str, Any]) -> None:
+    with clients(stack) as seen:
+        process = int(stack.inspect("engine", "{{.State.Pid}}"))
+        began_s = time.time()
+        os.kill(process, 9)  # as the kernel does it for want of memory
+        marks = came_back(stack, began_s)
+    figures["recovery_s"], figures["seen_by_clients"] = parts(marks), dict(seen.ends)
+    print(f"engine died: {figures['recovery_s']}, clients saw {dict(seen.ends)}")
+    assert int(stack.inspect("engine", "{{.RestartCount}}")) == 1
+    assert stack.ask(2)
+    assert seen.ends.keys() <= {"answered", "503", "502", "error in the stream"}
+
+
+def came_back(stack: Stack, began_s: float) -> dict[str, float]:
+    """Waits until the engine serves again; the moments on the way."""
+    wait_for("not ready", lambda: get(f"{stack.gateway}/ready")[0] == 503)
+    wait_for("ready again", lambda: get(f"{stack.gateway}/ready")[0] == 200, START_S)
+    ready_s = time.time()
+    return {
+        "": began_s,
+        "container": stack.started_s("engine"),
+        "engine": stack.said_s("engine", STARTED, began_s),
+        "gateway and sampling check": stack.said_s("gateway", TAKEN_IN, began_s),
+        "ready": ready_s,
+    }
+
+
+def test_with_keys_nobody_is_served_without_one(stack: Stack, secrets: Path) -> None:
+    stack.key = made_key(secrets)
+    forms = ("compose.yaml", "docker/compose.keys.yaml", "docker/compose.keeper.yaml")
+    stack.configure(COMPOSE_FILE=":".join(forms), DOCKER_SOCKET=stack.docker.socket)
+    stack.compose("up", "--detach", "--no-deps", "gateway", "keeper")  # docker-compose 1.29 would make the engine anew
+    wait_for("ready with keys", lambda: get(f"{stack.gateway}/ready")[0] == 200, START_S)
+    with pytest.raises(openai.AuthenticationError):
+        stack.client(api_key="sk-another").models.list()
+    assert stack.ask(1)
+    assert stack.key not in stack.inspect("gateway", "{{json .Config}}")
+    assert stack.key not in stack.compose("logs", "gateway")
+
+
+def test_with_the_keeper_an_engine_comes_back_after_docker_kill(stack: Stack, figures: dict[str, Any]) -> None:
+    container = stack.container("engine")
+    began_s = time.time()
+    stack.docker.run("docker", "kill", container)
+    marks = came_back(stack, began_s)
+    figures["recovery_after_docker_kill_s"] = parts(marks)
+    print(f"docker kill: {figures['recovery_after_docker_kill_s']}")
+    assert stack.ask(3)
+    stack.compose("stop", "prometheus")
+    time.sleep(KEEPER_S)
+    assert stack.inspect("prometheus", "{{.State.Running}}") == "false"
+    assert re.findall(r"keeper: (\S+) was killed", stack.compose("logs", "keeper")) == [f"{PROJECT}_engine_1"]
+
+
+def test_a_stop_under_load_loses_nothing(stack: Stack, figures: dict[str, Any]) -> None:
+    with clients(stack) as seen:
+        began_s = time.monotonic()
+        stack.compose("stop")
+        figures["stop_s"] = round(time.monotonic() - began_s, 1)
+    figures["seen_at_stop"] = dict(seen.ends)
+    print(f"stopped in {figures['stop_s']} s, clients saw {dict(seen.ends)}")
+    assert seen.ends.keys() <= {"answered", "503", NOT_TAKEN}
     assert int(stack.inspect("gateway", "{{.State.ExitCode}}")) == 0
+    log = stack.compose("logs", "--no-color", "gateway")
+    closing_s = stack.said_s("gateway", "not ready any more", 0) + LEAVE_S
+    for name, began_s in seen.unanswered.items():  # begun when it took nothing more, and never taken
+        assert began_s > closing_s
+        assert name not in log
     ended = [stack.inspect(service, "{{.State.FinishedAt}}") for service in ("gateway", "engine")]
-    assert ended[0] < ended[1], log[-2000:]
+    assert ended[0] < ended[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stages.settings import read_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKER = ROOT / "docker"
-FORMS = ("compose.yaml", "docker/compose.gpu.yaml", "docker/compose.scale.yaml", "docker/compose.keys.yaml")
+FORMS = ("compose.yaml", *(f"docker/compose.{form}.yaml" for form in ("gpu", "scale", "keys", "keeper")))
 
 
 def services(name: str) -> dict[str, dict[str, Any]]:
@@ -46,7 +47,9 @@ def test_engines_are_on_the_inner_network_alone(form: str) -> None:
 
 
 def test_every_service_is_without_privileges_and_its_root_is_read_only(base: dict[str, Any]) -> None:
-    for service in [*base.values(), services("docker/compose.scale.yaml")["engine-b"]]:
+    added = [services(form) for form in FORMS[1:]]
+    for service in [*base.values(), added[1]["engine-b"], added[3]["keeper"]]:
+        assert service["logging"]["options"]["max-file"]
         assert service["read_only"] is True
         assert service["init"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -108,6 +111,13 @@ def test_what_dockerfiles_copy_is_let_through_by_dockerignore() -> None:
             assert any(name == known or name.startswith(f"{known}/") for known in let_through), (file.name, name)
 
 
+@pytest.mark.parametrize("file", sorted(path.name for path in DOCKER.glob("*.Dockerfile")))
+def test_every_package_of_the_project_is_copied(file: str) -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    copied = set(re.findall(r"^COPY (\w+)(?:/\*\.py)? /source/", (DOCKER / file).read_text(), re.M))
+    assert {package.partition(".")[0] for package in packages} == copied
+
+
 def test_the_gateway_image_has_the_pins_of_the_rest_and_no_torch() -> None:
     pins = [
         dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.M))
@@ -128,3 +138,9 @@ def test_env_example_tells_every_variable_and_its_default() -> None:
     assert told.keys() - {"COMPOSE_FILE"} == used.keys() - images
     for name in told.keys() - {"COMPOSE_FILE"}:
         assert told[name] in used[name], name
+
+
+def test_nobody_is_told_to_signal_through_docker_kill() -> None:
+    """Docker (20.10) restarts no container after a ``kill`` of its own, whatever the signal was: seen on a real engine."""
+    for file in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *DOCKER.rglob("*.yaml")]:
+        assert not re.search(r"docker[ -]compose kill --?s\S* \S*HUP gateway", file.read_text()), file

@@ -122,6 +122,13 @@ def test_companions_are_copied_byte_by_byte(tmp_path, target):
     assert (values["num_hidden_layers"], values["architectures"]) == (2, ["LlamaForCausalLM"])
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, target):
+    model, _ = checkpoint.load_target(target)
+    checkpoint.save_checkpoint(model, target, tmp_path / "saved")
+    saved = [(tmp_path / "saved" / name).stat().st_mode for name in ("config.json", "model.safetensors")]
+    assert saved[0] == saved[1]
+
+
 def test_a_full_disk_leaves_the_old_folder(tmp_path, target, monkeypatch):
     out = tmp_path / "out"
     model = checkpoint.load_layers(target, (0,))
