@@ -8,6 +8,7 @@
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM, then its promises (20 minutes)
 #                     → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
+# make results-loadtest  that, and its table → benchmarks/loadtest.json, RESULTS.md
 # make test-deploy  the stack of compose.yaml on a real Docker engine (as root on Debian it installs and starts one)
 # make results-deploy  that, and its times → benchmarks/deploy.json, RESULTS.md
 # make test-clients  openai, langchain-openai, litellm and curl, unchanged, against the gateway (PAIR=FOLDER: on a real engine)
@@ -30,7 +31,7 @@ RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
 .PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
-	loadtest test-deploy results-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
+	loadtest results-loadtest test-deploy results-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
 	$(RUN) build recipes/reference.yaml
@@ -86,6 +87,10 @@ bench-gateway: setup
 loadtest: setup-loadtest
 	$(RUN) build recipes/reference.yaml
 	$(RUN) loadtest $(BUILD)/pair --config recipes/loadtest.yaml --out build/loadtest/reference.json $(if $(FAIL_IF),--fail-if '$(FAIL_IF)')
+
+results-loadtest: loadtest
+	cp build/loadtest/reference.json benchmarks/loadtest.json
+	$(BIN)/python -m benchmarks.render
 
 test: setup-dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/architecture tests/unit

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.deploy_render import deploy
+from benchmarks.loadtest_render import loadtest
 from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
 from drafts.table import HEADS, in_order, table_cells
@@ -194,6 +195,7 @@ SECTIONS = {
     "draft.json": levers,
     "three_systems.json": three_systems,
     "gateway.json": gateway,
+    "loadtest.json": loadtest,
     "deploy.json": deploy,
 }
 """What makes the section of each measured file."""
