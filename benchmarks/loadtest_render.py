@@ -7,8 +7,8 @@ from typing import Any
 from loadtests.report import caveats, generator_lines, verdict, warning
 
 HEADS = (
-    "load", "server", "requests", "failed", "tokens/s", "gain", "goodput", "ttft ms p50", "p95", "p99", "ms/token p50", "p95", "p99",
-    "end to end ms p50", "p95", "accept.", "length",
+    "load", "server", "requests", "failed", "tokens/s", "gain", "goodput", "ttft ms p50", "p95", "p99",
+    "ms/token p50", "p95", "p99", "end to end ms p50", "p95", "accept.", "length",
 )  # fmt: skip
 
 LEVELS = {"closed": "{:g} users", "open": "{:g} arrivals/s"}
@@ -46,11 +46,12 @@ def loadtest(record: dict[str, Any]) -> str:
     parts = [
         "## The reference pair under load",
         "Command: `make results-loadtest` (file: `benchmarks/loadtest.json`; what each request took is in it).",
-        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, the load generator on the same ones; eager engines, one plain and one with the "
-        f"draft, asked the same in turns ({settings['turns']} of each), greedy, seed {settings['seed']}, {record['date']}. Gain: output "
-        "tokens per second over plain's with a number of users, plain's median end-to-end time over the draft's with a rate of arrivals; in "
-        f"brackets the range over turns. Goodput: share of requests with the first token within {1e3 * objective['ttft_s']:g} ms of when the "
-        f"request was due and at most {1e3 * objective['tpot_s']:g} ms per output token.",
+        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, the load generator on the same ones. Eager engines, one plain "
+        f"and one with the draft, asked the same in turns ({settings['turns']} of each), greedy, seed {settings['seed']}, "
+        f"{record['date']}. Gain: output tokens per second over plain's with a number of users, plain's median end-to-end time "
+        "over the draft's with a rate of arrivals; in brackets the range over turns. Goodput: share of requests with the first "
+        f"token within {1e3 * objective['ttft_s']:g} ms of when the request was due and at most "
+        f"{1e3 * objective['tpot_s']:g} ms per output token.",
         "\n".join(lines),
         *([warning(record)] if warning(record) else []),
         "\n".join(f"- {line}" for line in [*verdict(record), *generator_lines(record), *caveats(record)]),

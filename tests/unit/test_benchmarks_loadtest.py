@@ -37,7 +37,7 @@ def test_a_run_whose_generator_was_not_measured_says_that_it_is_not_to_be_publis
 
 
 def test_what_is_missing_is_a_dash_and_not_zero() -> None:
-    row = {key: None for key in record()["rows"][0]} | {
+    row = dict.fromkeys(record()["rows"][0]) | {
         "level": None, "condition": "ramp", "target": "plain", "requests": 0, "errors": 0, "loop": "closed",
     }  # fmt: skip
     found = cells(row)
