@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,4 +201,14 @@ def three_systems(record: dict[str, Any]) -> str:
         parts += ["### At the same cut", same_cut(rows)]
     if record["failed"]:
         parts.append("Not measured: " + "; ".join(f"{name}: {why}" for name, why in record["failed"].items()) + ".")
+    if missing := record.get("missing"):
+        parts.append(
+            f"{len(missing)} of {len(missing) + len(record['cells'])} cells have not been measured yet: {_by_seed(missing)}."
+        )
     return "\n\n".join(parts)
+
+
+def _by_seed(slugs: Sequence[str]) -> str:
+    """Cells in short: all of them by table and seed."""
+    counts = Counter((slug.partition("-")[0], slug.rpartition("seed")[2]) for slug in slugs)
+    return ", ".join(f"{number} of table {table}, seed {seed}" for (table, seed), number in counts.items())

@@ -1,7 +1,8 @@
 """The three systems side by side: ``python -m benchmarks.three_systems [--quick]`` writes three_systems.json.
 
 Every cell is a folder; one that is there and was made with the same settings is skipped, so an interrupted run goes on where it
-stopped. A cell that fails is named in ``failed`` and left out of the rows; the others go on.
+stopped, and so does one on another machine: the published file says which cells its rows are of. A cell that fails is named in
+``failed`` and left out of the rows; the others go on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ from stages.progress import log
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 PUBLISHED = Path(__file__).parent / "three_systems.json"
 ROWS = "rows.json"
+
+OF_THIS_MACHINE = ("speed", "cost")
+"""Tables whose figures are another machine's on another machine."""
 
 Rows = list[dict[str, Any]]
 
@@ -232,6 +237,17 @@ def known(cell: Cell, grid: Grid, out: Path) -> Rows | None:
     return list(json.loads((folder / ROWS).read_text(encoding="utf-8")))
 
 
+def published(cell: Cell, grid: Grid, record: dict[str, Any]) -> Rows | None:
+    """A cell's rows in an earlier record, where they were made with the same settings, and of the same processor if it counts."""
+    made = record.get("cells", {}).get(cell.slug)
+    if made is None or made["identity"] != value_hash(run_of(cell, grid).identity):
+        return None
+    if cell.table in OF_THIS_MACHINE and made["cpu"] != provenance.hardware()["cpu"]:
+        return None
+    fields = asdict(cell)
+    return [found for found in record["rows"] if {name: found[name] for name in fields} == fields]
+
+
 def measured(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows:
     """Measures a cell and writes its folder."""
     run = run_of(cell, grid)
@@ -242,6 +258,21 @@ def measured(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], 
     return rows
 
 
+@dataclass
+class Found:
+    """What is known of a grid.
+
+    Attributes:
+        rows: by the cell's slug.
+        failed: one-line errors by the cell's slug.
+        earlier: the cells' rows and origin that were read from an earlier record.
+    """
+
+    rows: dict[str, Rows] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    earlier: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
 def run_grid(
     cells: Sequence[Cell],
     grid: Grid,
@@ -249,34 +280,55 @@ def run_grid(
     measure: Callable[[Cell, Path], Rows],
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
-) -> tuple[Rows, dict[str, str]]:
-    """All rows, and by cell the one-line errors of those that failed.
+    before: dict[str, Any] | None = None,
+    save: Callable[[Found], None] = lambda found: None,
+) -> Found:
+    """Measures what is not known yet.
 
     Args:
-        only: tables whose cells are measured; of the others' those that are current are read.
+        only: tables whose cells are measured; of the others' those that are known are read.
         seeds: likewise; empty means all.
+        before: an earlier record, whose rows are taken where they still hold.
+        save: called after each cell that was measured.
     """
-    rows: Rows = []
-    failed: dict[str, str] = {}
+    found = Found()
+    for cell in cells:
+        rows = known(cell, grid, out)
+        if rows is None and (rows := published(cell, grid, before or {})) is not None:
+            found.earlier[cell.slug] = (before or {})["cells"][cell.slug]
+        if rows is not None:
+            found.rows[cell.slug] = rows
+    missing = [
+        cell
+        for cell in cells
+        if cell.slug not in found.rows and (not only or cell.table in only) and (not seeds or cell.seed in seeds)
+    ]
     started = time.monotonic()
-    for number, cell in enumerate(cells, 1):
-        found = known(cell, grid, out)
-        if found is None and (not only or cell.table in only) and (not seeds or cell.seed in seeds):
-            log(f"[{number}/{len(cells)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
-            try:
-                found = measured(cell, grid, out, measure)
-            except UnderstudyError as error:
-                failed[cell.slug] = str(error)
-                log(f"{cell.slug} failed: {error}")
-        rows += found or []
-    return rows, failed
+    for number, cell in enumerate(missing, 1):
+        log(f"[{number}/{len(missing)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
+        try:
+            found.rows[cell.slug] = measured(cell, grid, out, measure)
+            save(found)
+        except UnderstudyError as error:
+            found.failed[cell.slug] = str(error)
+            log(f"{cell.slug} failed: {error}")
+    return found
 
 
-def record_of(rows: Rows, failed: dict[str, str], grid: Grid) -> dict[str, Any]:
-    """The content of three_systems.json."""
+def record_of(found: Found, cells: Sequence[Cell], grid: Grid) -> dict[str, Any]:
+    """The content of three_systems.json: rows in the cells' order, and what each cell was made with and on."""
+    cpu, revision = provenance.hardware()["cpu"], provenance.git_revision()
+    today, there = datetime.date.today().isoformat(), [cell for cell in cells if cell.slug in found.rows]
+    origins = {
+        cell.slug: found.earlier.get(cell.slug)
+        or {"identity": value_hash(run_of(cell, grid).identity), "cpu": cpu, "date": today, "git_revision": revision}
+        for cell in there
+    }
     return {
-        "rows": rows, "failed": failed, "settings": grid.model_dump(mode="json"), "versions": provenance.versions(),
-        "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
+        "rows": [row for cell in there for row in found.rows[cell.slug]], "failed": found.failed,
+        "missing": [cell.slug for cell in cells if cell.slug not in found.rows and cell.slug not in found.failed],
+        "cells": origins, "settings": grid.model_dump(mode="json"), "versions": provenance.versions(),
+        "hardware": provenance.hardware(), "date": today, "git_revision": revision,
     }  # fmt: skip
 
 
@@ -307,13 +359,18 @@ def main(
         )
     if strange := set(seeds) - set(grid.seeds):
         raise InputError(f"--seed {min(strange)}: no such seed; one of {', '.join(map(str, grid.seeds))}")
-    rows, failed = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds)
     file = place_of(quick, folder)
-    write_text(file, json.dumps(record_of(rows, failed, grid), indent=1) + "\n")
-    print(f"{file}: {len(rows)} rows")
-    if failed:
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def save(found: Found) -> None:
+        write_text(file, json.dumps(record_of(found, cells, grid), indent=1) + "\n")
+
+    found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save)
+    save(found)
+    print(f"{file}: {len(found.rows)} of {len(cells)} cells")
+    if found.failed:
         raise CheckFailed(
-            f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; run the same command again"
+            f"{len(found.failed)} of {len(cells)} cells failed: {', '.join(found.failed)}; run the same command again"
         )
 
 

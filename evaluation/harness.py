@@ -20,6 +20,11 @@ PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "bleu")
 """Which of a task's metrics is its score: the first of these that it has, else its first."""
 ROLLING = "bits_per_byte"
 BITS_PER_NAT = 1 / math.log(2)
+WINDOWS = 8
+"""How many times more tokens a window of perplexity has than an answer with its question: so many fewer share a batch.
+
+Logits of 16 whole windows do not stay in a processor's cache: 44 s instead of 15 for the reference target's 66 windows on a core.
+"""
 
 
 def _harness() -> Any:
@@ -53,8 +58,13 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             windows = sum(-(-len(self.tok_encode(request.args[0])) // self.max_length) for request in requests)
-            with progress("perplexity", windows, "windows") as self.advance:
-                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            answers_at_once = self.batch_size_per_gpu
+            self.batch_size_per_gpu = max(1, answers_at_once // WINDOWS)
+            try:
+                with progress("perplexity", windows, "windows") as self.advance:
+                    return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            finally:
+                self.batch_size_per_gpu = answers_at_once
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> Any:
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_render import figures, same_cut
 from benchmarks.three_render import three_systems as section
-from benchmarks.three_systems import known, measured, record_of, run_grid, run_of
+from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
 from stages.errors import EngineError
 
 CELL = Cell("width", "cfsp:paper", 0.5, NONE, 0)
@@ -60,23 +60,50 @@ class Counting:
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     counting, cells = Counting(), models_of(QUICK)[:3]
-    first, failed = run_grid(cells, QUICK, tmp_path, counting)
-    again, _ = run_grid(cells, QUICK, tmp_path, counting)
-    assert again == first
-    assert failed == {}
+    first = run_grid(cells, QUICK, tmp_path, counting)
+    again = run_grid(cells, QUICK, tmp_path, counting)
+    assert again.rows == first.rows
+    assert first.failed == {}
     assert counting.asked == [cell.slug for cell in cells]
 
 
 def test_a_failed_cell_is_named_and_tried_again_and_the_others_go_on(tmp_path: Path) -> None:
     cells = models_of(QUICK)[:3]
-    rows, failed = run_grid(cells, QUICK, tmp_path, Counting(cells[1].slug))
-    assert failed == {cells[1].slug: "it did not start"}
-    assert {r["method"] for r in rows} == {cells[0].method, cells[2].method}
+    found = run_grid(cells, QUICK, tmp_path, Counting(cells[1].slug))
+    assert found.failed == {cells[1].slug: "it did not start"}
+    assert set(found.rows) == {cells[0].slug, cells[2].slug}
     counting = Counting()
-    rows, failed = run_grid(cells, QUICK, tmp_path, counting)
+    found = run_grid(cells, QUICK, tmp_path, counting)
     assert counting.asked == [cells[1].slug]
-    assert len(rows) == 6
-    assert failed == {}
+    assert set(found.rows) == {cell.slug for cell in cells}
+    assert found.failed == {}
+
+
+def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path) -> None:
+    cells = [cell for cell in cells_of(QUICK) if cell.table in ("depth", "cost")]
+    saved: list[dict[str, Any]] = []
+    run_grid(
+        cells, QUICK, tmp_path / "one", Counting(), save=lambda found: saved.append(record_of(found, cells, QUICK))
+    )
+    assert [len(found["cells"]) for found in saved] == list(range(1, len(cells) + 1))
+    before = json.loads(json.dumps(saved[-2]))
+    before["cells"] = {slug: {**made, "cpu": "another"} for slug, made in before["cells"].items()}
+    counting = Counting()
+    found = run_grid(cells, QUICK, tmp_path / "two", counting, before=before)
+    assert counting.asked == [cell.slug for cell in cells if cell.table == "cost"]
+    depth = [cell.slug for cell in cells if cell.table == "depth"]
+    assert {slug: found.rows[slug] for slug in depth} == {
+        slug: known(c, QUICK, tmp_path / "one") for c in cells if (slug := c.slug) in depth
+    }
+    assert record_of(found, cells, QUICK)["cells"][depth[0]]["cpu"] == "another"
+
+
+def test_published_rows_of_other_budgets_are_measured_anew(tmp_path: Path) -> None:
+    cells = models_of(QUICK)[:2]
+    before = record_of(run_grid(cells, QUICK, tmp_path / "one", Counting()), cells, QUICK)
+    counting = Counting()
+    run_grid(cells, QUICK.model_copy(update={"tokens": 1}), tmp_path / "two", counting, before=before)
+    assert counting.asked == [cell.slug for cell in cells]
 
 
 def test_other_budgets_are_measured_anew_but_other_cells_change_nothing(tmp_path: Path) -> None:
@@ -90,9 +117,9 @@ def test_of_tables_that_are_left_out_what_is_known_stays(tmp_path: Path) -> None
     cells = [cell for cell in cells_of(QUICK) if cell.method == "depth:sft"]
     run_grid(cells[:1], QUICK, tmp_path, Counting())
     counting = Counting()
-    rows, _ = run_grid(cells, QUICK, tmp_path, counting, only=["acceptance"])
+    found = run_grid(cells, QUICK, tmp_path, counting, only=["acceptance"])
     assert counting.asked == [cell.slug for cell in cells if cell.table == "acceptance"]
-    assert {r["table"] for r in rows} == {"depth", "acceptance"}
+    assert {r["table"] for rows in found.rows.values() for r in rows} == {"depth", "acceptance"}
 
 
 def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
@@ -103,15 +130,14 @@ def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
 
 
 def record() -> dict[str, Any]:
-    rows = []
-    for cell in cells_of(FULL):
-        for metric, value in (
-            ("retention", 0.9 - cell.sparsity / 2 + cell.seed / 100),
-            ("parameters_removed", cell.sparsity),
-        ):
-            rows.append(row(cell, metric, value, value - 0.1, value + 0.1))
-        rows += [row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")]
-    return json.loads(json.dumps({**record_of(rows, {"speed-x": "no engine"}, FULL), "date": "d"}))
+    found, cells = Found(failed={"speed-x": "no engine"}), cells_of(FULL)
+    for cell in cells[:-1]:
+        values = {"retention": 0.9 - cell.sparsity / 2 + cell.seed / 100, "parameters_removed": cell.sparsity}
+        found.rows[cell.slug] = [
+            *(row(cell, metric, value, value - 0.1, value + 0.1) for metric, value in values.items()),
+            *(row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")),
+        ]
+    return json.loads(json.dumps(record_of(found, cells, FULL)))
 
 
 def test_several_seeds_become_their_mean_and_range() -> None:
@@ -137,5 +163,6 @@ def test_the_section_has_every_table_and_names_what_failed() -> None:
     text = section(record())
     assert text.count("\n### ") == 7
     assert "speed-x: no engine" in text
+    assert f"1 of {len(cells_of(FULL))} cells have not been measured yet: 1 of table cost, seed 0." in text
     for method in METHODS:
         assert f"| {method} |" in text
