@@ -2,8 +2,9 @@
 
 Upstream is our own streamer that replays bytes; its ceiling is measured first. Streamer and client share one core, and each
 proxy has the other core for itself (where there are two). Proxies take turns in every cell of every repeat. CPU seconds are
-those of a proxy's whole process tree, from /proc; streams are paced so that about ``CHUNKS_PER_S`` chunks pass a second,
-because chunks that arrive together are cheaper than a live engine's.
+those of a proxy's whole process tree, from /proc. Requests are sent one by one at a rate that every proxy here can keep up with,
+so that what a proxy adds to the first byte is its own work and not a queue before it; streams are paced so that about
+``CHUNKS_PER_S`` chunks pass a second, because chunks that arrive together are cheaper than a live engine's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from benchmarks.gateway_proxies import KEY, PROXIES, NotInstallable, Proxy, answ
 FILE = Path(__file__).parent / "gateway.json"
 CHUNKS_PER_S = 400
 """Slow enough that LiteLLM, too, has time left."""
+REQUESTS_PER_S = 40
+"""Likewise, of answers in one piece; streams begin as often as others end."""
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SHAPES = ("whole", "stream")
@@ -40,13 +43,17 @@ class Plan:
 
     repeats: int = 3
     connections: tuple[int, ...] = (1, 8, 32)
-    whole_requests: int = 600
+    whole_requests: int = 400
     stream_requests: int = 24
     chunks: int = 128
 
     def requests(self, shape: str, connections: int) -> int:
         """Requests of one cell: at least two for each connection."""
         return max(2 * connections, self.stream_requests if shape == "stream" else self.whole_requests)
+
+    def rate(self, shape: str) -> float:
+        """Requests a second."""
+        return CHUNKS_PER_S / self.chunks if shape == "stream" else REQUESTS_PER_S
 
 
 SHORT = Plan(repeats=1, whole_requests=60, stream_requests=8, chunks=32)
@@ -148,7 +155,7 @@ def set_plan(port: int, chunks: int, gap_s: float) -> None:
 def measure(target: Target, shape: str, connections: int, plan: Plan, core: int | None) -> dict[str, Any]:
     """One cell, once: warmed up with one request for each connection, then counted."""
     stream, requests = shape == "stream", plan.requests(shape, connections)
-    load = Load(target.port, stream, connections, requests, target.key)
+    load = Load(target.port, stream, connections, requests, target.key, rate=plan.rate(shape))
     carry_out(Load(target.port, stream, connections, connections, target.key), core)
     before = cpu_s(target.pid) if target.pid else 0.0
     result = carry_out(load, core)
@@ -279,7 +286,7 @@ def benchmark(plan: Plan, wanted: list[str], folder: Path) -> dict[str, Any]:
                     said["rss_after_bytes"] = memory_bytes(target.pid)
     return {
         "overhead": rows, "proxies": environment.proxies, "ceiling": highest,
-        "settings": {**asdict(plan), "chunks_per_s": CHUNKS_PER_S},
+        "settings": {**asdict(plan), "chunks_per_s": CHUNKS_PER_S, "requests_per_s": REQUESTS_PER_S},
         "hardware": hardware(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 

@@ -16,7 +16,12 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Load:
-    """What to ask."""
+    """What to ask.
+
+    Attributes:
+        rate: requests a second over all connections, evenly spaced; 0 is as soon as the connection's last one is answered. Where
+            all connections are busy a request waits for one, and its times count from when it is sent.
+    """
 
     port: int
     stream: bool
@@ -24,6 +29,7 @@ class Load:
     requests: int
     key: str = ""
     model: str = "bench"
+    rate: float = 0.0
 
     def request(self) -> bytes:
         """The bytes of one request."""
@@ -141,13 +147,19 @@ async def run(load: Load) -> Result:
     result, left = Result(), iter(range(load.requests))
     loop = asyncio.get_running_loop()
 
-    async def work() -> None:
-        _, connection = await loop.create_connection(lambda: Connection(load, result), "127.0.0.1", load.port)
-        for _ in left:
+    async def work(connection: Connection) -> None:
+        for number in left:
+            if load.rate:
+                await asyncio.sleep(max(0.0, started + number / load.rate - time.perf_counter()))
             await connection.ask()
 
+    async def connect() -> Connection:
+        _, connection = await loop.create_connection(lambda: Connection(load, result), "127.0.0.1", load.port)
+        return connection
+
+    connections = await asyncio.gather(*(connect() for _ in range(load.connections)))
     started = time.perf_counter()
-    done = await asyncio.gather(*(work() for _ in range(load.connections)), return_exceptions=True)
+    done = await asyncio.gather(*map(work, connections), return_exceptions=True)
     result.wall_s = time.perf_counter() - started
     result.errors += [f"{type(error).__name__}: {error}" for error in done if error is not None]
     return result

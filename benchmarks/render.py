@@ -179,9 +179,10 @@ def overhead(record: dict[str, Any]) -> str:
             "Command: `make bench-gateway` (file: `benchmarks/gateway.json`).",
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; streamer and client on one, the proxy on another. "
             f"Python {hardware['python']}, repeats: {settings['repeats']}, {record['date']}. Medians of the repeats, in "
-            "brackets their range; *added* is against the direct way in the same round. Streams have "
-            f"{settings['chunks']} chunks, about {settings['chunks_per_s']} chunks a second in all. CPU is that of "
-            "the proxy's process tree; for streams per 1,000 chunks it includes the requests themselves.",
+            "brackets their range; *added* is against the direct way in the same round. Requests are sent evenly, "
+            f"{settings['requests_per_s']} a second for answers in one piece, so that nobody queues. Streams have "
+            f"{settings['chunks']} chunks, about {settings['chunks_per_s']} chunks a second in all, beginning evenly. CPU is that "
+            "of the proxy's process tree; for streams per 1,000 chunks it includes the requests themselves.",
             f"Upstream is our own streamer, which replays bytes. Its ceiling with our client, without a proxy: "
             f"{ceiling['requests_per_s']:,.0f} requests/s in one piece, {ceiling['chunks_per_s']:,.0f} chunks/s.",
             "\n".join(lines),

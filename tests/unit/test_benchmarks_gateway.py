@@ -38,6 +38,13 @@ def test_every_request_is_answered_and_every_chunk_counted(monkeypatch: pytest.M
     assert (result.errors, len(result.ttfb_s), result.events) == ([], 7, 0)
 
 
+def test_requests_are_sent_when_they_are_due_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Streamer, "plan", Answers())
+    result = ask(stream=False, requests=5, rate=50.0)
+    assert (result.errors, len(result.ttfb_s)) == ([], 5)
+    assert result.wall_s >= 4 / 50
+
+
 def test_what_is_refused_is_an_error_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Load, "request", lambda self: b"GET /nowhere HTTP/1.1\r\n\r\n")
     result = ask(stream=False, requests=1, connections=1)
@@ -94,7 +101,7 @@ def test_rows_hold_the_median_and_the_range_and_the_section_shows_them() -> None
     ]  # fmt: skip
     text = gateway({
         "overhead": rows, "proxies": proxies, "ceiling": {"requests_per_s": 5000.0, "chunks_per_s": 90000.0},
-        "settings": {"repeats": 3, "chunks": 128, "chunks_per_s": 400}, "date": "d",
+        "settings": {"repeats": 3, "chunks": 128, "chunks_per_s": 400, "requests_per_s": 40}, "date": "d",
         "hardware": {"cpu": "c", "cores": 2, "python": "3"},
     })  # fmt: skip
     assert "| nginx | whole | 8 | 0.30 [0.20, 0.40] | – | 2.00 [1.00, 3.00] | 4.00 [2.00, 6.00] |" in text
