@@ -49,7 +49,8 @@ COMPILED := build/reference-compiled
 compiled: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) measure reference/target $(BUILD)/draft $(PROMPTS)/validation.jsonl --out $(COMPILED)/measured \
-		--set enforce_eager=false --set prompts_per_kind=12 --set max_tokens=48 --set repeats=1 --set max_model_len=512
+		--set enforce_eager=false --set prompts_per_kind=12 --set max_tokens=48 --set repeats=1 --set max_model_len=512 \
+		--set 'concurrencies=[1, 2, 4, 8, 16]'
 	$(RUN) choose reference/target $(BUILD)/draft $(COMPILED)/measured --name reference --out $(COMPILED)/pair
 
 results: compiled
@@ -65,7 +66,7 @@ results-draft: setup-suffix compiled
 	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch, draft_parallel: $(LEVERS)/drafts/in-one-pass}' \
 		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set block_size=16 \
-		--set 'concurrencies=[1, 2, 4, 8, 16]'
+		--set 'concurrencies=[1, 2, 4, 8, 16]' --set 'rates=[3]'
 	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
 

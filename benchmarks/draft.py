@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from drafts.methods import own_name
 from drafts.sweeping import Sweep
 from stages.errors import InputError
 from stages.folders import write_text
@@ -69,23 +70,42 @@ def _shape(row: dict[str, Any]) -> tuple[int, Any]:
 def _step(record: dict[str, Any], tokens: int) -> float | None:
     """A speculative step at one request in plain steps, from the costs that ``choose`` read; None where it has none."""
     costs = [cost for cost in (record["choice"] or {}).get("costs", []) if cost["concurrency"] == 1]
-    return costs[0]["verify"] + tokens * costs[0]["draft"] if costs else None
+    return costs[0]["steps"][min(tokens, len(costs[0]["steps"])) - 1] if costs else None
 
 
 SWEPT = {"sibling": "sibling from scratch", "draft": "recipe", "draft_parallel": "in one pass"}
 """Levers whose drafts are served, by the method's name in draft.json: all trained on the sweep's budget."""
-NAMES = {"draft": "chosen", "recipe": "draft"}
+NAMES = {"recipe": "draft", "draft": "chosen"}
 """The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
+CHOSEN = "the reference build"
+
+
+def chosen_name(config: dict[str, Any] | None) -> str:
+    """The comparison's name of what ``choose`` chose."""
+    return "plain" if config is None else own_name(config)
+
+
+def spent_on(config: dict[str, Any] | None) -> dict[str, Any]:
+    """What the training of the chosen draft took; nothing where none was chosen."""
+    if not config or "model" not in config:
+        return {}
+    position = (read(Path(config["model"])) or {}).get("position", {})
+    return {"lever": CHOSEN, "train_seconds": position.get("seconds"), "train_tokens": position.get("tokens")}
 
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
-    """The content of draft.json."""
+    """The content of draft.json; what was chosen stands there as ``chosen``, beside its own name where it is no draft."""
     spent = {row["lever"]: row for row in sweep}
+    config = record["speculative_config"]
+    taken = chosen_name(config)
     served = []
     for row in record["rows"]:
-        method = NAMES.get(row["method"], row["method"])
-        trained = spent.get(SWEPT.get(method, ""), {})
-        served.append({**row, "method": method, "lever": trained.get("lever"), **{k: trained.get(k) for k in SPENT}})
+        named = [NAMES.get(row["method"], row["method"])]
+        named += ["chosen"] if row["method"] == taken and taken != "draft" else []
+        for method in named:
+            trained = spent_on(config) if method == "chosen" else spent.get(SWEPT.get(method, ""), {})
+            found = {key: trained.get(key) for key in ("lever", *SPENT)}
+            served.append({**row, "method": method, **found})
     kept = (
         "settings",
         "inputs",

@@ -10,6 +10,7 @@ from benchmarks.deploy_render import deploy
 from benchmarks.loadtest_render import loadtest
 from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
+from drafts.report import DRIFT, drifts
 from drafts.table import HEADS, in_order, table_cells
 from stages.folders import write_text
 
@@ -31,6 +32,14 @@ def differences(records: list[dict[str, Any]]) -> str:
         f"{len(records)} greedy outputs (each prompt and method counted once) were not plain's; {ties} of them part at a tie of "
         "bfloat16 (`differing_outputs` in the JSON gives position, logit gap and rounding of each)."
     )
+
+
+def off(rows: list[dict[str, Any]]) -> str:
+    """Where what was served is not what was predicted."""
+    predicted = [row for row in rows if row.get("predicted_speedup")]
+    found = drifts(predicted)
+    said = f"{len(found)} of {len(predicted)} predictions are off by more than {DRIFT:.0%}"
+    return f"{said}: {'; '.join(found)}." if found else f"{said}."
 
 
 def setup(record: dict[str, Any]) -> str:
@@ -65,6 +74,7 @@ def reference(record: dict[str, Any]) -> str:
             "output loops with either method. *length* is the mean acceptance length of steps that proposed something, as vLLM "
             "counts: an n-gram lookup without a match is a plain step and not in it.",
             table(record["rows"]),
+            off(record["rows"]),
             differences(record["differing_outputs"]),
         ]
     )
@@ -117,13 +127,14 @@ def levers(record: dict[str, Any]) -> str:
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
             "draft; levers of another shape, and tokens proposed all at once, cost something else.",
-            f"Trained on {_machine(record['sweep'])}. {record['sweep'].get('note', '')}".rstrip(),
+            f"Trained on {_machine(record['sweep'])}.",
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),
             "*chosen* is the reference build's pair as `choose` wrote it; *draft* (the recipe), *sibling* and *draft_parallel* "
             "(all tokens in one pass, by vLLM's own method) had the sweep's budget.",
             table(served),
+            off(served),
         ]
     )
 

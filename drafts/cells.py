@@ -252,6 +252,16 @@ def _rate_without(cells: Sequence[Cell], left_out: Sequence[set[str]]) -> float 
     return sum(answer.completion_tokens for answer in kept) / seconds if seconds else None
 
 
+def _without_loops(own: Sequence[Cell], plain: Sequence[Cell], looping: Sequence[set[str]]) -> float | None:
+    """What leaving prompts out changes about the ratio of rates to plain's; 1 if there are none, None if nothing else is left."""
+    nothing: list[set[str]] = [set()] * len(own)
+    rates = [_rate_without(cells, left_out) for left_out in (looping, nothing) for cells in (own, plain)]
+    if not all(rates):
+        return None
+    calm, base_calm, everything, base = (rate for rate in rates if rate)
+    return (calm / base_calm) / (everything / base)
+
+
 def _looping(cells: Sequence[Cell], tokenize: Tokenize) -> list[set[str]]:
     """The prompts of each cell whose output loops."""
     return [{answer.prompt_id for answer in cell.answers if loops(tokenize(answer.text))} for cell in cells]
@@ -262,7 +272,8 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
 
     ``speedup`` is tokens per second over plain's, both over all turns; low and high are the extremes of single turns. In
     an open loop, where arrivals set the tokens per second, it is plain's median time of a request over this method's.
-    ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that turn.
+    ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that turn: ``speedup``, times what
+    that changes about tokens per second of request time.
     ``identical_outputs`` compares texts of equal prompts with plain's in the same turn (greedy only).
     """
     answers = [answer for cell in own for answer in cell.answers]
@@ -270,7 +281,7 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
     ratios = [gain([cell], [base]) for cell, base in zip(own, plain, strict=True)]
     looping = _looping(own, tokenize)
     either = [mine | theirs for mine, theirs in zip(looping, _looping(plain, tokenize), strict=True)]
-    calm, base_calm = _rate_without(own, either), _rate_without(plain, either)
+    overall = gain(own, plain)
     pairs = [
         (a, b) for cell, base in zip(own, plain, strict=True) for a, b in zip(cell.answers, base.answers, strict=True)
     ]
@@ -284,8 +295,8 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
         "tpot_s": statistics.median(tpots) if tpots else None,
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
         "e2e_s": statistics.median(answer.e2e_s for answer in answers),
-        "speedup": gain(own, plain), "speedup_low": min(ratios), "speedup_high": max(ratios),
-        "speedup_without_loops": calm / base_calm if calm and base_calm else None,
+        "speedup": overall, "speedup_low": min(ratios), "speedup_high": max(ratios),
+        "speedup_without_loops": overall * change if (change := _without_loops(own, plain, either)) else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),
         "identical_outputs": sum(a.text == b.text for a, b in pairs) / len(pairs) if condition.temperature == 0 else None,
         "looping_outputs": sum(map(len, looping)) / len(answers),

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from drafts.predicting import CostSplit, geometric_mean
+from drafts.measurements import CostSplit
+from drafts.predicting import geometric_mean
 from stages.settings import Settings
 
 Taken = Literal["draft", "parallel", "suffix"]

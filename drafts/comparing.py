@@ -18,6 +18,7 @@ from drafts.methods import (
     SUFFIX,
     EngineOptions,
     Method,
+    draft_method,
     own_name,
     proposes_in_parallel,
     wants_suffix,
@@ -60,6 +61,7 @@ class CompareSettings(Settings):
         block_size: prompts after which the next method takes its turn.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
             ``draft_parallel`` proposes them in one pass.
+        num_speculative_tokens: draft tokens of ``drafts`` where the pair has no draft of its own.
         enforce_eager: whether engines run without compiling; the pair's own setting when not given.
         one_at_a_time: as for ``measure``.
     """
@@ -73,16 +75,20 @@ class CompareSettings(Settings):
     block_size: int = Field(default=20, ge=1)
     seed: int = 0
     drafts: dict[str, Path] = Field(default_factory=dict)
+    num_speculative_tokens: int = Field(default=4, ge=1)
     enforce_eager: bool | None = None
     one_at_a_time: bool | None = None
 
 
-def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
+def methods_of(pair: Pair, others: dict[str, Path], tokens: int = 4) -> list[Method]:
     """Plain, n-gram, suffix decoding where it is installed, other drafts, and the pair's own in all ways that it can be served.
 
+    Args:
+        tokens: draft tokens of the others where the pair has no draft.
+
     Raises:
-        InputError: another draft has the name of a method, cannot be drafted with, or there is no number of tokens for it; or the
-            pair decodes by suffixes, and that is not installed.
+        InputError: another draft has the name of a method, or cannot be drafted with; or the pair decodes by suffixes, and that is
+            not installed.
     """
     methods = [Method("plain"), Method("ngram", NGRAM)]
     config = pair.speculative_config
@@ -96,9 +102,9 @@ def methods_of(pair: Pair, others: dict[str, Path]) -> list[Method]:
             raise InputError(f"drafts: {name!r} is the name of a method; choose another name for {folder}")
         if not (folder / "config.json").is_file():
             raise InputError(f"drafts: {folder} holds no draft; give the folder that 'understudy recover' wrote")
-        if config is None or config["method"] != "draft_model":
-            raise InputError("drafts: the pair has no draft, so there is no number of draft tokens to give another one")
-        own = {**config, "model": str(folder.resolve())}
+        has_draft = config is not None and config["method"] == "draft_model"
+        usual = config if has_draft and config else dict(draft_method(folder, tokens).speculative_config or {})
+        own = {**usual, "model": str(folder.resolve())}
         own.pop("parallel_drafting", None)
         if name == IN_ONE_PASS:
             if not proposes_in_parallel(folder):
@@ -134,7 +140,9 @@ def in_one_pass(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:
-    if training_file is not None:
+    if training_file is None:
+        log("no --training-prompts given: whether the draft has seen these prompts in training is not checked")
+    else:
         refuse_overlap(read_prompts(training_file), prompts)
 
 
@@ -155,7 +163,7 @@ def compare(
     tokenizer = load_tokenizer(target)
     fit = fitting(everything, tokenizer, pair.serving.max_model_len, settings.max_tokens)
     prompts = sample(fit, settings.prompts_per_kind, settings.seed)
-    methods = methods_of(pair, settings.drafts)
+    methods = methods_of(pair, settings.drafts, settings.num_speculative_tokens)
     inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
     if pair.serving.draft:
         inputs["draft"] = pair.serving.draft.sha256

@@ -16,6 +16,8 @@ def _draft_tokens(count: int) -> str:
 
 def _why_not(best: Considered, settings: ChooseSettings) -> str:
     """Why even the best number of draft tokens is not taken."""
+    if best.pays(settings):
+        return f"{_draft_tokens(best.num_speculative_tokens)} would give {best.speedup:.2f}x, but one pass has one number for all"
     if best.speedup < 1 + settings.min_gain:
         return f"the best would give {best.speedup:.2f}x, at least {1 + settings.min_gain:.2f}x is asked for"
     where = f"{best.worst:.2f}x where it gains least"
@@ -40,7 +42,7 @@ def reason(
             parts.append(f"{n} at a time: no draft tokens ({_why_not(bests[n], settings)})")
     return (
         f"Expected, {'; '.join(parts)}. Mean acceptance length {expected.mean_acceptance_length:.2f}. "
-        f"No other number of tokens is expected to be more than {settings.indifference:.0%} faster."
+        f"No other number of tokens that pays is expected to be more than {settings.indifference:.0%} faster."
     )
 
 

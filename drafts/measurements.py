@@ -35,6 +35,27 @@ class StepCost(Settings):
     high: float = Field(gt=0)
 
 
+class CostSplit(Settings):
+    """Where a speculative step's time goes, in plain steps at the same concurrency.
+
+    Attributes:
+        verify: v, a step that checks ``num_speculative_tokens`` + 1 tokens and drafts for free; with quartiles.
+        draft: c, each draft token; from the drafting step's quartiles less v.
+        steps: a whole step with 1, 2, … ``num_speculative_tokens`` draft tokens.
+    """
+
+    concurrency: int
+    num_speculative_tokens: int
+    way: Way = "draft"
+    verify: float
+    verify_low: float
+    verify_high: float
+    draft: float
+    draft_low: float
+    draft_high: float
+    steps: tuple[float, ...]
+
+
 class Acceptance(Settings):
     """How many draft tokens the steps of one kind of traffic accepted.
 
@@ -52,11 +73,13 @@ class FirstToken(Settings):
     """What an answer costs before its first token.
 
     Attributes:
+        kind: of the prompts, whose lengths differ as their answers' do.
         seconds: median time to the first token of one request at a time, rated as ``StepCost.seconds`` is.
         later_tokens: mean number of tokens that follow it.
     """
 
     method: Literal["plain", "draft", "parallel"]
+    kind: str
     seconds: float = Field(gt=0)
     later_tokens: float = Field(gt=0)
 
@@ -99,6 +122,8 @@ class Measurements(Settings):
     acceptances: tuple[Acceptance, ...]
     first_tokens: tuple[FirstToken, ...] = ()
     """Empty where no request was asked by itself; predictions leave prompts out then."""
+    splits: tuple[CostSplit, ...] = ()
+    """v and c by concurrency and way, worked out from ``costs`` for whoever reads the file."""
     served: tuple[Served, ...] = ()
 
     @property

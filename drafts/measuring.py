@@ -146,16 +146,23 @@ def step_costs(cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple
     return costs
 
 
-def first_token(cells: Sequence[Cell], engine: str, method: Literal["plain", "draft", "parallel"]) -> FirstToken:
-    """Time to the first token at the lowest concurrency, and how many tokens follow it in plain decoding."""
+def first_tokens(cells: Sequence[Cell], engine: str, method: Literal["plain", "draft", "parallel"]) -> list[FirstToken]:
+    """For each kind of prompt the time to the first token at the lowest concurrency, and how many follow it in plain decoding."""
     lowest = min(cell.condition.concurrency for cell in cells)
     alone = [cell for cell in cells if cell.condition.concurrency == lowest]
+    kinds = dict.fromkeys(cell.condition.kind for cell in alone)
+    return [_first_token([c for c in alone if c.condition.kind == kind], engine, method, kind) for kind in kinds]
+
+
+def _first_token(
+    alone: Sequence[Cell], engine: str, method: Literal["plain", "draft", "parallel"], kind: str
+) -> FirstToken:
     plain = [cell for cell in alone if cell.method == "plain"]
     base = statistics.median(_first_tokens_of(plain))
     own = [cell for cell in alone if cell.method == engine]
     ratio = statistics.median(relative_to_plain(own, plain, lambda cell: _first_tokens_of([cell])))
     later = statistics.mean(answer.completion_tokens - 1 for cell in plain for answer in cell.answers)
-    return FirstToken(method=method, seconds=base * ratio, later_tokens=max(later, 1.0))
+    return FirstToken(method=method, kind=kind, seconds=base * ratio, later_tokens=max(later, 1.0))
 
 
 def _first_tokens_of(cells: Sequence[Cell]) -> list[float]:
@@ -211,13 +218,15 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
         engines |= {f"{way}-small": (way, small), f"{way}-large": (way, large)}
     costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
     judged = {way: [cell for cell in cells if cell.method == f"{way}-large"] for way in ways}
-    firsts = [first_token(cells, "plain", "plain"), *(first_token(cells, f"{way}-large", way) for way in ways)]
+    firsts = first_tokens(cells, "plain", "plain")
+    firsts += [found for way in ways for found in first_tokens(cells, f"{way}-large", way)]
+    splits = [split for way in ways for n in settings.concurrencies if (split := cost_split(costs, n, way))]
     if settings.concurrencies[0] > 1:  # a first token that has waited for other prompts does not say what one costs
         firsts = []
     return Measurements(
         enforce_eager=settings.enforce_eager, engine_args=settings.engine_args, costs=tuple(costs), first_tokens=tuple(firsts),
         acceptances=tuple(found for way in ways for found in acceptances(judged[way], way)),
-        served=served(cells, SUFFIX_NAME, SUFFIX["num_speculative_tokens"]),
+        splits=tuple(splits), served=served(cells, SUFFIX_NAME, SUFFIX["num_speculative_tokens"]),
     )  # fmt: skip
 
 
@@ -260,7 +269,12 @@ def _told(found: Measurements, concurrency: int) -> str:
         if cost.concurrency == concurrency and cost.method != "verify"
     ]
     split = cost_split(found.costs, concurrency)
-    shares = f"; v = {split.verify:.2f}, c = {split.draft:.3f} plain steps" if split else ""
+    shares = (
+        f"; v = {split.verify:.2f} ({split.verify_low:.2f} to {split.verify_high:.2f}), "
+        f"c = {split.draft:.3f} ({split.draft_low:.3f} to {split.draft_high:.3f}) plain steps"
+        if split
+        else ""
+    )
     speedups = [f"{s.speedup:.2f}x" for s in found.served if s.concurrency == concurrency]
     beside = f"; suffix decoding {', '.join(speedups)}" if speedups else ""
     return f"{concurrency} at a time: ms/step at {', '.join(steps)}{shares}{beside}"

@@ -7,9 +7,9 @@ A pure function of measurements. For K = num_speculative_tokens, n requests at a
     step(K)  = base + slope * K                                         from steps timed at two values of K
     speed-up = (L * plain step + n * r) / (L / tau(K) * step(K) + n * r')
 
-r and r' are the times to the first token, without and with a draft: an engine reads the prompts of requests that share a step
-one after another, and a draft has to read them too. Where the costs of a step come from, in plain steps: v, a step that checks
-K + 1 tokens but drafts for free, and c, a draft token.
+L, r and r' are those of the kind of prompt; r and r' are the times to the first token, without and with a draft: an engine reads
+the prompts of requests that share a step one after another, and a draft has to read them too. Where the costs of a step come
+from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
 """
 
 from __future__ import annotations
@@ -17,25 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from drafts.measurements import Acceptance, Measurements, StepCost, Way
+from drafts.measurements import ALL, Acceptance, CostSplit, Measurements, StepCost, Way
 from stages.errors import InputError
-from stages.settings import Settings
-
-
-class CostSplit(Settings):
-    """Where a speculative step's time goes, in plain steps at the same concurrency.
-
-    Attributes:
-        verify: v, a step that checks ``num_speculative_tokens`` + 1 tokens and drafts for free; with quartiles.
-        draft: c, each draft token.
-    """
-
-    concurrency: int
-    num_speculative_tokens: int
-    verify: float
-    verify_low: float
-    verify_high: float
-    draft: float
 
 
 def acceptance_length(histogram: Sequence[int], num_speculative_tokens: int) -> float:
@@ -85,10 +68,14 @@ def cost_split(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") 
         return None
     plain, checked, drafted = plain_cost(costs, concurrency).seconds, verify[-1], draft[-1]
     tokens = drafted.num_speculative_tokens
+    low, middle, high = (
+        (seconds - checked.seconds) / tokens / plain for seconds in (drafted.low, drafted.seconds, drafted.high)
+    )
+    steps = tuple(step_seconds(costs, k, concurrency, way) / plain for k in range(1, tokens + 1))
     return CostSplit(
-        concurrency=concurrency, num_speculative_tokens=tokens, verify=checked.seconds / plain,
-        verify_low=checked.low / plain, verify_high=checked.high / plain,
-        draft=(drafted.seconds - checked.seconds) / tokens / plain,
+        concurrency=concurrency, num_speculative_tokens=tokens, way=way, verify=checked.seconds / plain,
+        verify_low=checked.low / plain, verify_high=checked.high / plain, draft=middle, draft_low=low, draft_high=high,
+        steps=steps,
     )  # fmt: skip
 
 
@@ -99,7 +86,7 @@ def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_
     plain = plain_cost(measurements.costs, concurrency).seconds
     step = step_seconds(measurements.costs, num_speculative_tokens, concurrency, acceptance.way)
     length = acceptance_length(acceptance.histogram, num_speculative_tokens)
-    first = {found.method: found for found in measurements.first_tokens}
+    first = {found.method: found for found in measurements.first_tokens if found.kind in (acceptance.kind, ALL)}
     if "plain" not in first or acceptance.way not in first:
         return length * plain / step
     later, reads = first["plain"].later_tokens, concurrency * first["plain"].seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,7 @@ class Lever(Settings):
     Attributes:
         prune, distill, recover: settings that differ from the recipe's. Naming layers or their number replaces what the recipe
             says about them.
+        untrained: the pruned model as it is: no data, no training.
         after: a lever whose draft answers the prompts and is trained further, on its own answers.
         merge: instead: two other levers, whose drafts are merged.
     """
@@ -48,14 +50,17 @@ class Lever(Settings):
     prune: dict[str, Any] = Field(default_factory=dict)
     distill: dict[str, Any] = Field(default_factory=dict)
     recover: dict[str, Any] = Field(default_factory=dict)
+    untrained: bool = False
     after: str | None = None
     merge: tuple[str, str] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         """Refuses a draft that would be made in two ways."""
-        if self.after and self.merge:
-            raise ValueError("after and merge exclude each other: give one of them")
+        if bool(self.after) + bool(self.merge) + self.untrained > 1:
+            raise ValueError("untrained, after and merge exclude each other: give one of them")
+        if self.untrained and (self.distill or self.recover):
+            raise ValueError("untrained takes no settings of distill and recover: nothing is trained")
         return self
 
     @property
@@ -81,7 +86,7 @@ class Sweep(Settings):
 
 
 SPENT = ("train_seconds", "train_tokens")
-"""What a lever that continues another one has spent together with it."""
+"""What a lever that starts from others has spent together with them."""
 
 HOW_MANY = {"keep", "remove", "layers", "method"}
 
@@ -159,11 +164,16 @@ class _Stages:
     def _folder(self, stage: str, *made_from: Any) -> Path:
         return self._out / f"{stage}-{value_hash([str(part) for part in made_from])[:10]}"
 
-    def draft(self, recipe: Recipe) -> Path:
-        """The recovered draft of a variant."""
+    def pruned(self, recipe: Recipe) -> Path:
+        """The pruned model of a variant."""
         pruned = self._folder("pruned", recipe.target, recipe.prune.model_dump_json())
         if not up_to_date(prune_run(recipe.target, recipe.prune), pruned):
             prune(recipe.target, pruned, recipe.prune)
+        return pruned
+
+    def draft(self, recipe: Recipe) -> Path:
+        """The recovered draft of a variant."""
+        pruned = self.pruned(recipe)
         data = self._folder("data", recipe.target, recipe.distill.model_dump_json())
         distill(recipe.target, recipe.prompts.train, data, recipe.distill)
         draft = self._folder("draft", pruned, data, recipe.recover.model_dump_json())
@@ -190,14 +200,21 @@ def link(folder: Path, place: Path) -> None:
         place.symlink_to(folder.resolve(), target_is_directory=True)
 
 
-def row_of(name: str, lever: Lever, draft: Path, figures: list[Figures]) -> dict[str, Any]:
-    """One row of the sweep; budget as it was used."""
-    record = read(draft) or {}
-    position = record.get("position", {})
+def row_of(
+    name: str, lever: Lever, draft: Path, figures: list[Figures], parents: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """One row of the sweep; the budget as it was used, by the parents too.
+
+    Args:
+        parents: rows of the levers that it starts from.
+    """
+    position = (read(draft) or {}).get("position", {})
+    own = {"train_seconds": position.get("seconds", 0.0), "train_tokens": position.get("tokens", 0)}
     return {
         "lever": name, "settings": lever.model_dump(mode="json", exclude_defaults=True), "draft": str(draft),
-        "kept_layers": list(load_plan(draft).kept_layers), "train_seconds": position.get("seconds"),
-        "train_tokens": position.get("tokens"), "figures": [found.model_dump(mode="json") for found in figures],
+        "kept_layers": list(load_plan(draft).kept_layers),
+        **{key: own[key] + sum(row[key] for row in parents) for key in SPENT},
+        "figures": [found.model_dump(mode="json") for found in figures],
     }  # fmt: skip
 
 
@@ -211,15 +228,15 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
     in_order = sorted(sweep.levers.items(), key=lambda item: bool(item[1].parents))
     for number, (name, lever) in enumerate(in_order, 1):
         log(f"[{number}/{len(in_order)}] {name}")
-        if lever.merge:
+        if lever.untrained:
+            drafts[name] = stages.pruned(varied(recipe, name, lever))
+        elif lever.merge:
             drafts[name] = stages.merged(recipe, *(drafts[parent] for parent in lever.merge))
         else:
             drafts[name] = stages.draft(continued(varied(recipe, name, lever), drafts.get(lever.after or "")))
         link(drafts[name], sweep.out / "drafts" / slug(name))
         figures = judge(recipe.target, drafts[name], answers, None, sweep.judge)
-        row = row_of(name, lever, drafts[name], figures)
-        before = next((found for found in rows if found["lever"] == lever.after), None)
-        rows.append(row if before is None else {**row, **{key: before[key] + row[key] for key in SPENT}})
+        rows.append(row_of(name, lever, drafts[name], figures, [row for row in rows if row["lever"] in lever.parents]))
         write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows
 

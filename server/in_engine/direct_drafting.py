@@ -200,6 +200,7 @@ class DirectProposer:
         self._folder = Path(vllm_config.additional_config[ADDITIONAL])
         self._drafter: Drafter | None = None
         self._counts: deque[int] = deque(maxlen=CALM)
+        self._last: frozenset[str] = frozenset()
         attach()
 
     def load_model(self, target: Any) -> None:
@@ -224,9 +225,8 @@ class DirectProposer:
                 counts.
         """
         assert self._drafter is not None
-        self._counts.append(count)
-        count = min(self._counts)
         batch = runner.input_batch
+        count = self._calm(count, frozenset(batch.req_ids))
         self._drafter.forget_all_but(batch.req_ids)
         temperatures = [0.0] * len(sampled) if sampling.all_greedy else sampling.temperature.tolist()
         rows = [
@@ -239,6 +239,14 @@ class DirectProposer:
         runner._draft_probs = probabilities
         runner._draft_prob_req_ids = None if probabilities is None else list(drafts)
         return [drafts.get(request_id, []) for request_id in batch.req_ids]
+
+    def _calm(self, count: int, requests: frozenset[str]) -> int:
+        """The least count of the last ``CALM`` steps; of those since none of its requests was there, if that is less long ago."""
+        if not requests & self._last:
+            self._counts.clear()
+        self._last = requests
+        self._counts.append(count)
+        return min(self._counts)
 
 
 def attach() -> None:

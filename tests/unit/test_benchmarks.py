@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.draft import joined
-from benchmarks.render import lever_cells, levers
+from benchmarks.render import lever_cells, levers, off
 
 
 def swept(name: str, settings: dict[str, Any], layers: list[int], length: float) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def served(method: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def result() -> dict[str, Any]:
+def result(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "run.json").write_text('{"position": {"seconds": 240.1, "tokens": 9000}}')
     sweep = [
         swept("recipe", {}, [0, 6], 2.0),
         swept("deeper", {"prune": {"layers": [0, 3, 6]}}, [0, 3, 6], 2.5),
@@ -43,8 +45,8 @@ def result() -> dict[str, Any]:
         "settings": {"max_tokens": 8, "repeats": 1, "seed": 0}, "versions": {"vllm": "1", "torch": "2"},
         "hardware": {"cpu": "c", "cores": 2, "memory_gib": 4},
         "rows": [served(method) for method in ("plain", "sibling", "recipe", "draft")],
-        "speculative_config": {"num_speculative_tokens": 2},
-        "choice": {"costs": [{"concurrency": 4, "verify": 9.0, "draft": 9.0}, {"concurrency": 1, "verify": 1.2, "draft": 0.1}]},
+        "speculative_config": {"method": "draft_model", "num_speculative_tokens": 2, "model": str(tmp_path)},
+        "choice": {"costs": [{"concurrency": 4, "steps": [9.0, 9.0]}, {"concurrency": 1, "steps": [1.3, 1.4]}]},
     }  # fmt: skip
     swept_on = {"hardware": {"cpu": "another", "cores": 4, "memory_gib": 8}, "date": "2026-01-02T03:04:05+00:00"}
     return {**joined(sweep, record), "sweep": swept_on}
@@ -63,7 +65,8 @@ def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_
     assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
-        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("draft", "recipe", 60.4), ("chosen", None, None)
+        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("draft", "recipe", 60.4), 
+        ("chosen", "the reference build", 240.1),
     ]  # fmt: skip
 
 
@@ -76,6 +79,25 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert lever_cells(rows) == [
         "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.43", "1.43"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "own"), [(None, "plain"), ({"method": "suffix"}, "suffix")])
+def test_what_was_chosen_has_rows_as_chosen_also_where_it_is_no_draft(config: dict[str, Any] | None, own: str) -> None:
+    record = dict.fromkeys(
+        ("inputs", "date", "git_revision", "enforce_eager", "settings", "versions", "hardware", "choice")
+    )
+    rows = [served(method) for method in ("plain", "suffix", "sibling")]
+    made = joined([swept("recipe", {}, [0, 6], 2.0)], {**record, "rows": rows, "speculative_config": config})
+    methods = [row["method"] for row in made["rows"] if "num_positions" not in row]
+    assert sorted(methods) == ["chosen", "plain", "sibling", "suffix"]
+    assert methods[methods.index(own) + 1] == "chosen"
+
+
+def test_predictions_that_were_off_are_named() -> None:
+    right, wrong = served("chosen"), {**served("chosen"), "kind": "chat"}
+    text = off([served("plain"), {**right, "predicted_speedup": 1.49}, {**wrong, "predicted_speedup": 1.2}])
+    assert text.startswith("1 of 2 predictions are off by more than 10%: chosen, chat")
+    assert off([{**right, "predicted_speedup": 1.49}]) == "0 of 1 predictions are off by more than 10%."
 
 
 def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> None:

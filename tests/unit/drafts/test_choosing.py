@@ -68,17 +68,41 @@ def test_no_kind_of_traffic_is_slowed_down_for_the_others() -> None:
 
 
 def test_reading_prompts_is_what_both_have_in_common() -> None:
-    """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too."""
+    """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too. Kinds have their own."""
     firsts = tuple(
-        FirstToken(method=method, seconds=seconds, later_tokens=40)  # type: ignore[arg-type]
-        for method, seconds in (("plain", 0.05), ("draft", 0.07))
+        FirstToken(method=method, kind=kind, seconds=seconds, later_tokens=later)  # type: ignore[arg-type]
+        for kind, later, times in (("code", 40, (0.05, 0.07)), ("chat", 20, (0.02, 0.03)))
+        for method, seconds in zip(("plain", "draft"), times, strict=True)
     )
-    found = measurements(PERFECT, *costs(4)).model_copy(update={"first_tokens": firsts})
-    choice = choose(found, ChooseSettings())
+    code = measurements(PERFECT, *costs(4))
+    accepted = (*code.acceptances, code.acceptances[0].model_copy(update={"kind": "chat"}))
+    choice = choose(code.model_copy(update={"first_tokens": firsts, "acceptances": accepted}), ChooseSettings())
     assert choice.expected is not None
-    served = {p.concurrency: p.speedup for p in choice.expected.predictions}
-    assert served[1] == pytest.approx((400 + 50) / (40 / 7 * 16 + 70))
-    assert served[4] == pytest.approx((400 + 200) / (40 / 7 * 16 + 280))
+    served = {(p.kind, p.concurrency): p.speedup for p in choice.expected.predictions}
+    assert served["code", 1] == pytest.approx((400 + 50) / (40 / 7 * 16 + 70))
+    assert served["code", 4] == pytest.approx((400 + 200) / (40 / 7 * 16 + 280))
+    assert served["chat", 1] == pytest.approx((200 + 20) / (20 / 7 * 16 + 30))
+    assert served["chat", 4] == pytest.approx((200 + 80) / (20 / 7 * 16 + 120))
+
+
+def test_a_step_is_split_with_its_spread() -> None:
+    (split,) = choose(measurements(PERFECT), ChooseSettings()).costs
+    assert (split.verify, split.verify_low, split.verify_high) == pytest.approx((1.1, 0.99, 1.32))
+    assert split.draft == pytest.approx((1.6 - 1.1) / 6)
+    assert (split.draft_low, split.draft_high) == pytest.approx(((0.9 * 1.6 - 1.1) / 6, (1.2 * 1.6 - 1.1) / 6))
+    assert split.steps == pytest.approx((1.1, 1.2, 1.3, 1.4, 1.5, 1.6))
+
+
+def test_a_number_of_tokens_that_does_not_pay_is_not_said_to_be_no_faster() -> None:
+    accepted = tuple(
+        Acceptance(kind=kind, temperature=0.0, histogram=histogram)
+        for kind, histogram in (("chat", PERFECT), ("code", (60, 30, 10, 0, 0, 0, 0)))
+    )
+    found = choose(Measurements(costs=costs(small=0.013, large=0.018), acceptances=accepted), ChooseSettings())
+    assert max(found.considered, key=lambda item: item.speedup).num_speculative_tokens > (
+        found.num_speculative_tokens or 0
+    )
+    assert "No other number of tokens that pays is expected to be more than 2% faster." in found.reason
 
 
 @pytest.mark.parametrize(("in_one_pass", "way"), [(0.0105, "parallel"), (0.05, "draft")])

@@ -89,5 +89,12 @@ def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="'ngram' is the name of a method"):
         methods_of(DRAFTED, {"ngram": tmp_path})
-    with pytest.raises(InputError, match="the pair has no draft"):
-        methods_of(pair(None), {"sibling": tmp_path})
+
+
+def test_other_drafts_are_compared_with_a_pair_that_has_none_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = {method.name: method.speculative_config for method in methods_of(pair(None), {"sibling": tmp_path}, 3)}
+    config = found["sibling"]
+    assert config is not None
+    assert (config["method"], config["model"], config["num_speculative_tokens"]) == ("draft_model", str(tmp_path), 3)
+    assert "draft" not in found

@@ -53,6 +53,7 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
         "other seed": {"recover": {"seed": 1}},
         "one layer": {"prune": {"method": "first", "keep": 1}},
         "on its own": {"after": "base"},
+        "as pruned": {"untrained": True},
     }
     rows = {row["lever"]: row for row in run_sweep(write(place, levers))}
     assert rows.keys() == levers.keys()
@@ -61,6 +62,8 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
     stages = [folder.name.split("-")[0] for folder in (place / "out" / "stages").iterdir()]
     assert sorted(stages) == ["data", "data", "draft", "draft", "draft", "draft", "merged", "pruned", "pruned"]
     assert rows["on its own"]["train_tokens"] >= 1200, "both rounds"
+    assert rows["merged"]["train_tokens"] == rows["base"]["train_tokens"] + rows["other seed"]["train_tokens"]
+    assert (rows["as pruned"]["train_tokens"], rows["as pruned"]["kept_layers"]) == (0, [0, 3])
     for row in rows.values():
         assert {(f["kind"], f["temperature"]) for f in row["figures"]} == {
             (kind, t) for kind in ("code", "chat") for t in (0.0, 1.0)

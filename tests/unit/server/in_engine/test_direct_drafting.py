@@ -177,6 +177,9 @@ def test_more_is_drafted_again_only_after_calm(folder: Path, monkeypatch: pytest
     asked = [4, 0, *[4] * CALM, 2, 4]
     found = [len(proposer.propose_for(runner, [[1]], greedy, count)[0]) for count in asked]
     assert found == [4, *[0] * CALM, 4, 2, 2]
+    assert len(proposer.propose_for(runner, [[1]], greedy, 0)[0]) == 0
+    batch.req_ids, runner.requests = ["b"], {"b": request([1])}
+    assert len(proposer.propose_for(runner, [[1]], greedy, 4)[0]) == 4, "nobody is left of the requests before"
 
 
 @torch.inference_mode()
