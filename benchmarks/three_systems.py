@@ -270,7 +270,7 @@ class Found:
 
     rows: dict[str, Rows] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    earlier: dict[str, dict[str, str]] = field(default_factory=dict)
+    earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def run_grid(

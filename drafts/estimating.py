@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,6 +51,20 @@ def recovery_bytes(draft: Sizes, method: str) -> int:
     return draft.total * (16 if method == "full" else 4)
 
 
+LOGITS_KEPT = 4
+"""Of each judged position: the draft's and the target's logits, the loss's gradient and what flows back."""
+ACTIVATIONS_PER_LAYER = 34
+"""Bytes a layer keeps for the backward pass, per token and hidden unit in 16 bit (arXiv 2205.05198, equation 2, without attention's
+scores)."""
+
+
+def batch_bytes(config: Any, layers: int, batch_tokens: int, bytes_per_number: int = 2) -> int:
+    """Memory for one batch of recovery beside the weights: logits of both models, and the draft's activations."""
+    logits = LOGITS_KEPT * config.vocab_size * bytes_per_number
+    activations = ACTIVATIONS_PER_LAYER // 2 * bytes_per_number * config.hidden_size * layers
+    return batch_tokens * (logits + activations)
+
+
 def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     """(sizes of the target, of the draft, lines of the estimate) at ``rate`` FLOPs per second."""
     config = load_config(recipe.target)
@@ -74,7 +89,11 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
     weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
     trained = recovery_bytes(draft, recipe.recover.method) / 2**20
-    memory = f"{trained:,.0f} MiB for training, {target.bytes() / 2**20:,.0f} MiB for the target as teacher"
+    batch = batch_bytes(config, count, recipe.recover.batch_tokens) / 2**20
+    memory = (
+        f"{trained:,.0f} MiB for training, {batch:,.0f} MiB for a batch, "
+        f"{target.bytes() / 2**20:,.0f} MiB for the target as teacher"
+    )
     engines = (6 if recipe.recover.parallel_tokens else 4) + wants_suffix(recipe.measure.suffix)
     learn = min(teacher + train, limit) if limit else teacher + train
     served = engines / 2 * ENGINE_START_S + 0.55 * engines * measured * recipe.measure.max_tokens * step

@@ -75,7 +75,17 @@ def negative_log_overlap(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tens
 
 
 def overlap(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """sum_x min(p(x), q(x)) per position: the chance that a probabilistic draft token is accepted at temperature 1."""
+    """sum_x min(p(x), q(x)) per position: the chance that a probabilistic draft token is accepted at temperature 1.
+
+    Where no gradient is asked for, a few positions at a time: float32 copies of [N, V] of a large vocabulary take gigabytes.
+    """
+    if student_NV.requires_grad or len(student_NV) <= ROWS:
+        return _overlap(student_NV, teacher_NV)
+    pairs = zip(student_NV.split(ROWS), teacher_NV.split(ROWS), strict=True)
+    return torch.cat([_overlap(student, teacher) for student, teacher in pairs])
+
+
+def _overlap(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
     q_NV, p_NV = torch.softmax(student_NV.float(), -1), torch.softmax(teacher_NV.float(), -1)
     return torch.minimum(p_NV, q_NV).sum(-1)
 

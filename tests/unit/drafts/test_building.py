@@ -3,12 +3,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from drafts import methods
 from drafts.building import check_recipe, read_recipe
-from drafts.estimating import estimate
+from drafts.estimating import batch_bytes, estimate
 from stages.errors import InputError
 from tests.unit.pruning import pico
 from understudy import main
@@ -88,6 +89,12 @@ def test_the_estimate_counts_real_parameters(recipe: Path) -> None:
     assert target.total == sum(p.numel() for p in pico.LLAMA.model().parameters())
     assert draft.num_layers == 2
     assert [line.stage for line in lines] == ["prune", "distill", "recover", "measure", "choose"]
+
+
+def test_a_batch_of_a_large_vocabulary_weighs_more_than_its_layers() -> None:
+    """8,192 positions of Llama-3.1-8B: four times 128,256 logits of two bytes each, two layers of 34 bytes a unit."""
+    config = SimpleNamespace(vocab_size=128256, hidden_size=4096)
+    assert batch_bytes(config, 2, 8192) == 8192 * (4 * 128256 * 2 + 34 * 4096 * 2)
 
 
 def test_the_command_prints_one_line_and_ends_with_two_on_bad_input(tmp_path: Path, run: Run) -> None:

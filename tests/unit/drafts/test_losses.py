@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
+from drafts.losses import ROWS, agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
 
 
 def logits(count: int = 6, vocabulary: int = 11, seed: int = 0) -> torch.Tensor:
@@ -50,6 +50,13 @@ def test_overlap_is_one_minus_total_variation() -> None:
     p, q = torch.softmax(logits(seed=1), -1), torch.softmax(logits(seed=2), -1)
     variation = 0.5 * (p - q).abs().sum(-1)
     assert torch.allclose(overlap(logits(seed=2), logits(seed=1)), 1 - variation, atol=1e-6)
+
+
+def test_overlap_is_the_same_a_few_positions_at_a_time() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(ROWS + 3, 11), torch.randn(ROWS + 3, 11)
+    whole = overlap(student.clone().requires_grad_(), teacher).detach()
+    assert torch.equal(overlap(student, teacher), whole)
 
 
 def test_agreement_compares_the_most_likely_tokens() -> None:
