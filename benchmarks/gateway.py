@@ -45,7 +45,7 @@ class Plan:
     connections: tuple[int, ...] = (1, 8, 32)
     whole_requests: int = 400
     stream_requests: int = 24
-    chunks: int = 128
+    chunks: int = 96
 
     def requests(self, shape: str, connections: int) -> int:
         """Requests of one cell: at least two for each connection."""
