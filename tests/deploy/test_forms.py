@@ -11,6 +11,8 @@ import yaml
 from tests.deploy.docker_engine import Docker
 from tests.deploy.stand_in import ROOT
 
+MINE = {"MODEL": "./models/mine", "PAIR": "./build/mine"}
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -29,7 +31,7 @@ def read(docker: Docker, project: Path, form: str, **settings: object) -> dict[s
 
 
 def test_the_gpu_form_reserves_gpus_and_keeps_compiled_kernels(docker: Docker, project: Path) -> None:
-    found = read(docker, project, "gpu", TENSOR_PARALLEL_SIZE=2, GPUS=2, MODEL="./models/mine", PAIR="./build/mine")
+    found = read(docker, project, "gpu", TENSOR_PARALLEL_SIZE=2, GPUS=2, **MINE)
     engine = found["services"]["engine"]
     (device,) = engine["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"], int(device["count"])) == ("nvidia", ["gpu"], 2)
@@ -47,10 +49,17 @@ def test_the_gpu_form_reserves_gpus_and_keeps_compiled_kernels(docker: Docker, p
 
 
 def test_all_gpus_are_taken_unless_told_otherwise(docker: Docker, project: Path) -> None:
-    engine = read(docker, project, "gpu")["services"]["engine"]
+    engine = read(docker, project, "gpu", **MINE)["services"]["engine"]
     (device,) = engine["deploy"]["resources"]["reservations"]["devices"]
     assert str(device["count"]) in ("all", "-1")
     assert "--tensor-parallel-size=1" in engine["command"]
+
+
+@pytest.mark.parametrize("left_out", sorted(MINE))
+def test_the_gpu_form_has_no_default_target_nor_pair(docker: Docker, project: Path, left_out: str) -> None:
+    given = {name: value for name, value in MINE.items() if name != left_out}
+    with pytest.raises(AssertionError, match=f"set {left_out} to the folder"):
+        read(docker, project, "gpu", **given)
 
 
 def test_the_scale_form_has_two_engines_and_a_gateway_before_both(docker: Docker, project: Path) -> None:
@@ -60,6 +69,7 @@ def test_the_scale_form_has_two_engines_and_a_gateway_before_both(docker: Docker
     assert set(services["gateway"]["depends_on"]) == {"engine", "engine-b"}
     assert "--config=/etc/understudy/two.yaml" in services["gateway"]["command"]
     assert "ports" not in services["engine-b"]
+    assert services["engine"]["build"]["dockerfile"] == services["engine-b"]["build"]["dockerfile"]
 
 
 def test_the_canary_form_gives_the_second_engine_its_own_pair(docker: Docker, project: Path) -> None:
@@ -76,6 +86,7 @@ def test_the_keys_form_hands_secrets_over_as_files(docker: Docker, project: Path
     gateway, grafana = found["services"]["gateway"], found["services"]["grafana"]
     assert gateway["environment"]["UNDERSTUDY_TENANTS_FILE"] == "/run/secrets/tenants"
     assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana_password"
+    assert grafana["environment"]["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "false"
     assert found["secrets"]["tenants"]["file"] == str(project / "docker/secrets/tenants.yaml")
     assert [secret["source"] for secret in gateway["secrets"]] == ["tenants"]
 

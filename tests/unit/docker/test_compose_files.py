@@ -134,10 +134,58 @@ def test_env_example_tells_every_variable_and_its_default() -> None:
     for form in FORMS:
         for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / form).read_text()):
             used.setdefault(name, set()).add(default)
-    images = {"PROMETHEUS_IMAGE", "GRAFANA_IMAGE"}
-    assert told.keys() - {"COMPOSE_FILE"} == used.keys() - images
+    base = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "compose.yaml").read_text()))
+    assert told.keys() - {"COMPOSE_FILE"} == used.keys()
     for name in told.keys() - {"COMPOSE_FILE"}:
-        assert told[name] in used[name], name
+        assert told[name] in ({base[name]} if name in base else used[name]), name
+
+
+def test_every_image_of_ours_can_be_built_wherever_it_is_named() -> None:
+    """docker-compose 1.29 pulls what has no ``build``, even if another service builds that image."""
+    built: dict[str, list[Any]] = {}
+    for form in FORMS:
+        for service in services(form).values():
+            if service.get("image", "").startswith("understudy-"):
+                built.setdefault(service["image"], []).append(service["build"])
+    assert {len(builds) for image, builds in built.items() if "engine-cpu" in image or "gateway" in image} == {2}
+    for builds in built.values():
+        assert all(build == builds[0] for build in builds)
+
+
+def test_a_torch_that_cannot_be_imported_fails_the_build_and_its_index_stays_out_of_the_image() -> None:
+    for name in ("engine.cpu", "offline"):
+        text = (DOCKER / f"{name}.Dockerfile").read_text()
+        environment, rest = text.split("\nFROM environment", 1)
+        assert re.search(
+            r"sh /install.sh torch==\S+; } \\\n.*cpu.txt \\\n    && { /venv/bin/python -Bc \"import torch\"",
+            environment,
+        )
+        assert "ARG TORCH_INDEX\n" in environment
+        assert "TORCH_INDEX" not in rest
+
+
+def test_grafana_has_no_user_until_there_is_a_password(base: dict[str, Any]) -> None:
+    created = "GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"
+    keys = services("docker/compose.keys.yaml")["grafana"]["environment"]
+    assert base["grafana"]["environment"][created] == "true"
+    assert keys[created] == "false"
+    assert keys["GF_SECURITY_ADMIN_PASSWORD__FILE"]
+
+
+def test_a_builder_of_any_user_can_write_its_caches(base: dict[str, Any]) -> None:
+    """The volume ``cache`` belongs to user 10001, who need not be BUILDER_USER."""
+    assert not any(volume.startswith("cache:") for volume in base["builder"]["volumes"])
+    assert {mount.partition(":")[0] for mount in base["builder"]["tmpfs"]} == {"/tmp", "/cache"}
+    assert all("mode=1777" in mount and "exec" in mount for mount in base["builder"]["tmpfs"])
+    variables = dict(re.findall(r"(\w+)=(\S+)", (DOCKER / "offline.Dockerfile").read_text()))
+    for name in ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert variables[name].startswith("/cache"), name
+
+
+def test_the_gpu_form_asks_for_a_target_and_a_pair() -> None:
+    mounts = services("docker/compose.gpu.yaml")["engine"]["volumes"]
+    assert any(re.fullmatch(r"\$\{PAIR:\?[^}]+\}:/pair:ro", mount) for mount in mounts)
+    assert any(re.fullmatch(r"\$\{MODEL:\?[^}]+\}:/model:ro", mount) for mount in mounts)
 
 
 def test_nobody_is_told_to_signal_through_docker_kill() -> None:
