@@ -19,13 +19,13 @@ SUFFIX = "suffix decoding"
 WAYS = {"draft": "one by one", "parallel": "in one pass"}
 
 
-def _figure(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
@@ -138,22 +138,30 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
         axis.bar(x, heights, width * 0.92, label=method, color=COLOURS.get(method))
         low, high = ([own[place][f"speedup_{end}"] for place in places] for end in ("low", "high"))
         axis.vlines(x, low, high, color="black", linewidth=1)  # a ratio of totals may lie outside the turns' range
-        for a, b in zip(x, heights, strict=True):
+        for a, b in zip(x, heights, strict=True) if len(places) * len(methods) <= LABELLED else ():
             axis.text(a, 0.04, f"{b:.2f}", ha="center", va="bottom", fontsize=7, color="white")
     axis.set_xticks([i + width * (len(methods) - 1) / 2 for i in range(len(places))])
-    labels = [f"{kind}\n{loaded}{'' if '/' in loaded else ' at a time'}" for kind, loaded in places]
-    axis.set_xticklabels(labels, fontsize=8)
+    axis.set_xticklabels(
+        [f"{kind}\n{loaded if '/' in loaded else f'×{loaded}'}" for kind, loaded in places], fontsize=8
+    )
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set(title="greedy" if temperature == 0 else f"sampled, T = {temperature:g}", ylabel="speed-up over plain")
-    axis.legend(fontsize=8)
+    axis.set_xlim(-width, len(places) - 0.2 + width)
+
+
+LABELLED = 24
+"""Bars of a panel that have room for their figure."""
 
 
 def draw_comparison(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -> None:
     """Speed-up over plain decoding by method, kind and concurrency, one panel a temperature; lines span the turns."""
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
-    figure, axes = _figure(len(temperatures), 4.8 * len(temperatures), 3.6)
+    bars = len({(row["kind"], load(row), row["method"]) for row in rows})
+    figure, axes = _figure(1, min(14.0, max(7.0, 0.16 * bars)), 3.0 * len(temperatures) + 0.4, len(temperatures))
     for axis, temperature in zip(axes, temperatures, strict=True):
         _bars(axis, rows, temperature)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8, frameon=False)
     _save(figure, path)
 
 
