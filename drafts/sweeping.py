@@ -10,15 +10,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
 from drafts.building import Recipe, check_recipe, read_recipe
-from drafts.distilling import DistillSettings, distill
-from drafts.judging import Figures, JudgeSettings, judge
+from drafts.distilling import DATA, DistillSettings, distill
+from drafts.judging import JudgeSettings, judge
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
@@ -28,7 +28,7 @@ from pruning.prune import PruneSettings, decide, prune, prune_run
 from pruning.width import check_width
 from stages.errors import InputError
 from stages.folders import storage_errors, write_text
-from stages.hashing import value_hash
+from stages.hashing import checkpoint_hash, file_hash, value_hash
 from stages.progress import log
 from stages.provenance import read, up_to_date
 from stages.settings import Settings, read_yaml, validate
@@ -201,7 +201,7 @@ def link(folder: Path, place: Path) -> None:
 
 
 def row_of(
-    name: str, lever: Lever, draft: Path, figures: list[Figures], parents: Sequence[dict[str, Any]] = ()
+    name: str, lever: Lever, draft: Path, judged: Judged, parents: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """One row of the sweep; the budget as it was used, by the parents too.
 
@@ -214,8 +214,39 @@ def row_of(
         "lever": name, "settings": lever.model_dump(mode="json", exclude_defaults=True), "draft": str(draft),
         "kept_layers": list(load_plan(draft).kept_layers),
         **{key: own[key] + sum(row[key] for row in parents) for key in SPENT},
-        "figures": [found.model_dump(mode="json") for found in figures],
+        "figures": judged.figures, "judged": judged.identity,
     }  # fmt: skip
+
+
+class Judged(NamedTuple):
+    """Figures of a draft, and a hash of what they were made from."""
+
+    figures: list[dict[str, Any]]
+    identity: str
+
+
+def judged(sweep: Sweep, recipe: Recipe, draft: Path, answers: Path, before: Sequence[dict[str, Any]]) -> Judged:
+    """Judges a draft; one that was judged ``before`` on the same answers is not judged again."""
+    settings = sweep.judge.model_dump(mode="json")
+    identity = value_hash([JUDGING, checkpoint_hash(draft), file_hash(answers / DATA), settings])
+    for row in before:
+        if row.get("judged") == identity:
+            return Judged(row["figures"], identity)
+    found = judge(recipe.target, draft, answers, None, sweep.judge)
+    return Judged([figures.model_dump(mode="json") for figures in found], identity)
+
+
+JUDGING = 1
+"""Raised when the same draft is judged otherwise than before."""
+
+
+def earlier_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """What an earlier run of this sweep found."""
+    try:
+        found = json.loads((sweep.out / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def run_sweep(path: Path) -> list[dict[str, Any]]:
@@ -225,6 +256,7 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
     distill(recipe.target, recipe.prompts.validation, answers, sweep.answers)
     drafts: dict[str, Path] = {}
     rows: list[dict[str, Any]] = []
+    before = earlier_rows(sweep)
     in_order = sorted(sweep.levers.items(), key=lambda item: bool(item[1].parents))
     for number, (name, lever) in enumerate(in_order, 1):
         log(f"[{number}/{len(in_order)}] {name}")
@@ -235,8 +267,8 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
         else:
             drafts[name] = stages.draft(continued(varied(recipe, name, lever), drafts.get(lever.after or "")))
         link(drafts[name], sweep.out / "drafts" / slug(name))
-        figures = judge(recipe.target, drafts[name], answers, None, sweep.judge)
-        rows.append(row_of(name, lever, drafts[name], figures, [row for row in rows if row["lever"] in lever.parents]))
+        found = judged(sweep, recipe, drafts[name], answers, before)
+        rows.append(row_of(name, lever, drafts[name], found, [row for row in rows if row["lever"] in lever.parents]))
         write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows
 

@@ -46,7 +46,7 @@ def write(place: Path, levers: dict[str, object]) -> Path:
     return file
 
 
-def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
+def test_levers_share_stages_and_are_judged_alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     levers = {
         "merged": {"merge": ["base", "other seed"]},
         "base": {},
@@ -72,6 +72,7 @@ def test_levers_share_stages_and_are_judged_alike(place: Path) -> None:
     assert 600 <= rows["base"]["train_tokens"] < 1200, "the budget of the sweep, not the recipe's 500"
     assert (place / "out" / "drafts" / "other-seed" / "model.safetensors").is_file()
     before = {path: path.stat().st_mtime_ns for path in (place / "out" / "stages").rglob("*")}
+    monkeypatch.setattr("drafts.sweeping.judge", None)  # nothing is judged again
     again = run_sweep(write(place, levers))
     assert before == {path: path.stat().st_mtime_ns for path in (place / "out" / "stages").rglob("*")}
     assert json.loads((place / "out" / FILE).read_text()) == again
