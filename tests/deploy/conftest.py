@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from benchmarks.gateway import hardware
 from benchmarks.gateway_proxies import revision
 from server.engine import choose_port
-from tests.deploy.docker_engine import Docker, NoDocker, docker_engine
+from tests.deploy.docker_engine import Docker, NoDocker, docker_engine, install
 from tests.deploy.stack import PROJECT, START_S, STARTED, TAKEN_IN, Stack, parts
 from tests.deploy.stand_in import KEPT, copy_sources, import_bases, supplies, write_pair
 from tests.integration.conftest import get, wait_for
@@ -30,9 +30,23 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
         with docker_engine(tmp_path_factory.mktemp("docker")) as engine:
             yield engine
     except NoDocker as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no Docker engine: {reason}")
-        pytest.skip(f"no Docker engine: {reason}")
+        leave_out(f"no Docker engine: {reason}")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> None:
+    """Debian's promtool; without it this is skipped, but not where CI asks for it."""
+    try:
+        install()
+    except NoDocker as reason:
+        leave_out(f"no promtool: {reason}")
+
+
+def leave_out(reason: str) -> NoReturn:
+    """Skips what cannot be run here; in CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
