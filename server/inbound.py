@@ -1,7 +1,7 @@
 """A client's request, read and checked as far as the gateway needs it, and rewritten for the engine.
 
-The gateway checks what it acts on itself (JSON, ``stream``, ``stream_options``, ``n``) and what would make the
-engine fail instead of refuse; everything else is the engine's to judge.
+The gateway checks what it acts on itself (JSON, ``stream``, ``stream_options``, ``n``, limits of the output) and what
+would make the engine fail instead of refuse; everything else is the engine's to judge.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from server.declaring import with_limit
+from server.declaring import OUTPUT_FIELDS, with_limit
 from server.errors import Refusal
 from server.facts import Facts, read_facts
 from server.kinds import Kind, kind_of
@@ -117,11 +117,23 @@ def _num_prompts(prompt: Any) -> int:
     return 1
 
 
+def _whole_number(payload: dict[str, Any], key: str) -> int | None:
+    """A field's whole number; in JSON, 2.0 is one, too."""
+    value = payload.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    number: int | None = _check_type(payload, key, int, "a whole number")
+    return number
+
+
+def _with_whole_limits(route: str, payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload with the limits of its output as whole numbers: what vLLM would take for one must be booked as one."""
+    return payload | {key: _whole_number(payload, key) for key in OUTPUT_FIELDS[route] if key in payload}
+
+
 def _num_sequences(payload: dict[str, Any], max_sequences: int) -> int:
-    n = payload.get("n")
-    if not isinstance(n, float) or not n.is_integer():  # in JSON, 2.0 is a whole number, too
-        n = _check_type(payload, "n", int, "a whole number")
-    n = 1 if n is None else int(n)
+    n = _whole_number(payload, "n")
+    n = 1 if n is None else n
     sequences = n * _num_prompts(payload.get("prompt"))
     if n < 1 or sequences > max_sequences:
         message = f"'n' times the number of prompts must be from 1 to {max_sequences}, given {sequences}"
@@ -170,7 +182,7 @@ def check(
     _check_type(payload, "stream", bool, "true or false")
     if strict:
         check_fields(route.name, payload)
-    payload = with_limit(route.name, payload, default_max_tokens)
+    payload = with_limit(route.name, _with_whole_limits(route.name, payload), default_max_tokens)
     facts = read_facts(payload, route.samples, with_head)
     forwarded = {key: value for key, value in payload.items() if key not in NOT_FORWARDED}
     if not route.generates:

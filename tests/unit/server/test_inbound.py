@@ -69,12 +69,29 @@ def test_sequences_are_n_times_prompts(payload: dict[str, Any], sequences: int) 
 @pytest.mark.parametrize(
     ("payload", "param"),
     [({"n": 0}, "n"), ({"n": 9}, "n"), ({"n": 5, "prompt": ["a", "b"]}, "n"), ({"n": "1"}, "n"), ({"n": True}, "n"),
-     ({"n": 1.5}, "n"), ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
+     ({"n": 1.5}, "n"), ({"max_tokens": "4000"}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
+     ({"max_tokens": 1, "max_completion_tokens": "4000"}, "max_completion_tokens"), ({"max_tokens": True}, "max_tokens"),
+     ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"), ({"model": 3}, "model"),
      ({"stream": True, "stream_options": []}, "stream_options"), ({"stream_options": {}}, "stream_options"),
      ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage")],
 )  # fmt: skip
 def test_wrong_types_are_named(payload: dict[str, Any], param: str) -> None:
     assert refused(payload).param == param
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_limits_of_the_output_are_whole_numbers_for_the_engine_and_for_the_budget(route: Route) -> None:
+    """vLLM takes ``"4000"`` and ``4000.0`` for 4000, so neither may pass for no limit here."""
+    for key in OUTPUT_FIELDS[route.name]:
+        inbound = check(route, json.dumps({key: 4000.0}).encode(), 8)
+        assert f'"{key}":4000}}' in inbound.body.decode()
+        assert declared_tokens(route.name, inbound.payload, 1, 3.0) == 4000
+        with pytest.raises(Refusal) as caught:
+            check(route, json.dumps({key: "4000"}).encode(), 8)
+        assert (caught.value.status, caught.value.code, caught.value.param) == (400, "wrong_type", key)
+        assert caught.value.message == f"'{key}' must be a whole number, given a string"
+        for kept in (None, -1, 0, 7):
+            assert json.loads(check(route, json.dumps({key: kept}).encode(), 8).body) == {key: kept}
 
 
 @pytest.mark.parametrize(
