@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -17,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from server.background import background_gateway
-from server.engine import LocalEngine
-from server.run import Service
+from server.engine import LocalEngine, bind
+from server.run import Service, loop_factory
 from server.settings import GatewaySettings
 from stages.errors import CheckFailed, EngineError
 from tests.unit.server import test_sampling_check as samplers
@@ -103,6 +104,35 @@ def test_a_signal_ends_gateway_and_engine(serve: Serve, tmp_path: Path, number: 
     process.send_signal(number)
     assert process.wait(20) == 0
     assert gone(child)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="no uvloop here: asyncio's own loop is used")
+def test_it_runs_on_uvloop_where_there_is_one(serve: Serve) -> None:
+    process = serve(HEALTHY)
+    wait_for_line(process, "gateway: ready")
+    assert "uvloop" in Path(f"/proc/{process.pid}/maps").read_text()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_its_loop_sends_small_pieces_at_once() -> None:
+    """Nagle's algorithm is off at the gateway's end of a connection, whichever loop it is."""
+
+    async def connected() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with bind("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(accept, sock=listening):
+                _, client = await asyncio.open_connection(*listening.getsockname())
+                client.close()
+                return await found
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        assert runner.run(connected()) != 0
 
 
 def test_a_signal_ends_it_while_the_engine_is_starting(serve: Serve, tmp_path: Path) -> None:
