@@ -67,7 +67,7 @@ class Admin:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"no {request.method} {request.url.path[:200]!r} on the admin port; there are {OFFERED}"
+    message = f"no {request.method} {request.scope['path'][:200]!r} on the admin port; there are {OFFERED}"
     allowed = error.headers or {}
     return errors.response(errors.Refusal(error.status_code, message, "unknown_route", headers=allowed))
 

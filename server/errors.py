@@ -79,7 +79,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answers what the router refuses: unknown route, wrong method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        refusal = Refusal(404, f"no route {request.url.path[:200]!r} here; there are {OFFERED}", "unknown_route")
+        refusal = Refusal(404, f"no route {request.scope['path'][:200]!r} here; there are {OFFERED}", "unknown_route")
     elif error.status_code == 405:
         refusal = Refusal(405, f"no {request.method} on this route; there are {OFFERED}", "method_not_allowed")
     else:

@@ -6,7 +6,10 @@ import asyncio
 
 import aiohttp
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
+from server import admin, errors
 from tests.unit.server.answers import BODY, CHAT, error_of, half_request
 from tests.unit.server.conftest import Gateway
 from tests.unit.server.replay import HOLD, whole
@@ -22,6 +25,20 @@ async def test_unknown_routes(gateway: Gateway, path: str) -> None:
         status, _, body = await running.post(path, {})
         assert (status, error_of(body)["code"]) == (404, "unknown_route")
         assert running.engine.requests == []
+
+
+async def test_an_unknown_route_with_bytes_that_are_no_text(gateway: Gateway) -> None:
+    async with gateway(whole(BODY)) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(b"GET /nope?\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 "), "the parser refuses it"
+        assert error_of(body)["code"] == "malformed_http"
+        writer.close()
+    scope = {"type": "http", "method": "GET", "path": "/nope", "query_string": b"\xff", "headers": []}
+    for answer in (errors.on_http_exception, admin._on_http_exception):  # where another parser lets it come so far
+        response = await answer(Request(scope), HTTPException(404))
+        assert (response.status_code, error_of(bytes(response.body))["code"]) == (404, "unknown_route")
 
 
 async def test_wrong_method(gateway: Gateway) -> None:
