@@ -1,7 +1,7 @@
 """A breaker for one engine: after several failures in a row it lets nobody through, then one at a time, then everybody.
 
 Pure: readings of the clock are passed in. What counts as a failure is decided by who asks (a connection that failed, a
-time-out, a status of 500 or above; never a 4xx, which shows that the engine works).
+time-out, a status of 500 or above; never a 4xx or a 501, which show that the engine works).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class BreakerState(enum.Enum):
     CLOSED = 0
     """Lets everybody through."""
     HALF_OPEN = 1
-    """Lets one through, whose end decides."""
+    """Lets one through, which decides: for the engine by the head of its answer, against it by a failure."""
     OPEN = 2
     """Lets nobody through."""
 
@@ -72,12 +72,17 @@ class Breaker:
             self._trial = self._ticket
         return self._ticket
 
+    def answer(self, ticket: int) -> None:
+        """The head of an answer came: that closes it after a trial, however long the answer is; its end counts as any other's."""
+        if ticket == self._trial:
+            self.reset()
+            self._oldest = ticket
+
     def succeed(self, ticket: int) -> None:
-        """The engine answered."""
+        """The engine answered to the end."""
+        self.answer(ticket)
         if self._counts(ticket):
             self._failures = 0
-            if ticket == self._trial:
-                self.reset()
 
     def fail(self, ticket: int, now_s: float) -> None:
         """The engine failed."""

@@ -6,9 +6,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import TracebackType
+from typing import TypeVar
 
 from server.breaker import BreakerState
 from server.care import Intake, look_after
@@ -18,9 +19,10 @@ from server.member import Member
 from server.pools import NO_DRAFT, NO_SHARES, Candidate, EngineState, Pool, Shares, make_pools, route
 from server.prefixes import block_hashes, new_key
 from server.settings import GatewaySettings
-from server.upstream import EngineFailed
+from server.upstream import EngineFailed, is_failure
 
 Clock = Callable[[], float]
+Result = TypeVar("Result")
 
 
 class Fleet:
@@ -75,8 +77,12 @@ class Fleet:
         for member in self.members.values():
             await member.upstream.close()
 
-    def attempt(self, facts: Facts) -> Attempt:
+    def attempt(self, facts: Facts, time_out: asyncio.Timeout | None = None) -> Attempt:
         """The first try of a request; each try knows the following one.
+
+        Args:
+            facts: of the request.
+            time_out: the gateway's own for the whole request, which tells why a try was cancelled.
 
         Raises:
             Refusal: there is no engine for it.
@@ -87,7 +93,7 @@ class Fleet:
         asked = replace(facts, model=None) if self.simple else facts
         candidates = route(asked, self.pools, states, self._draw(), self.shares(), self.settings.retry_after_s)
         self.routed[candidates[0].pool.name, candidates[0].reason.value] += 1
-        return Attempt(self, candidates[: 1 + self.settings.max_retries], hashes, now_s)
+        return Attempt(self, candidates[: 1 + self.settings.max_retries], hashes, now_s, time_out)
 
     def usable(self, member: Member, now_s: float) -> bool:
         """Whether an engine can be given a request. A lone one is only spared while it is away: nobody else is there."""
@@ -146,9 +152,13 @@ class Attempt:
         candidates: this engine, and those to be tried after it.
         hashes: of the prompt's beginning.
         began_s: when the request was routed.
+        time_out: the gateway's own for the whole request; a try that is cancelled by anything else says nothing of its engine.
     """
 
-    def __init__(self, fleet: Fleet, candidates: list[Candidate], hashes: tuple[bytes, ...], began_s: float):
+    def __init__(
+        self, fleet: Fleet, candidates: list[Candidate], hashes: tuple[bytes, ...], began_s: float,
+        time_out: asyncio.Timeout | None = None,
+    ):  # fmt: skip
         self.pool = candidates[0].pool
         self.member = fleet.members[candidates[0].engine]
         self.upstream = self.member.upstream
@@ -158,6 +168,8 @@ class Attempt:
         self._rest = candidates[1:]
         self._hashes = hashes
         self._began_s = began_s
+        self._time_out = time_out
+        self._listening_s: float | None = None
         self._ticket = 0
         self._status: int | None = None
 
@@ -169,7 +181,16 @@ class Attempt:
     def head(self, status: int) -> None:
         """Notes the status that the engine answered with."""
         self._status = status
+        if not is_failure(status):
+            self.member.breaker.answer(self._ticket)
         self.progress()
+
+    async def hear(self, awaited: Awaitable[Result]) -> Result:
+        """Awaits something that the engine must send; when that is cut short, it is known for how long it was silent."""
+        self._listening_s = self._fleet.clock()
+        result = await awaited
+        self._listening_s = None
+        return result
 
     def progress(self) -> None:
         """Notes that bytes came."""
@@ -182,21 +203,33 @@ class Attempt:
         if late or self._refused_by_engine:
             return None
         left = [one for one in self._rest if self._fleet.can_take(one.engine, now_s)]
-        return Attempt(self._fleet, left, self._hashes, self._began_s) if left else None
+        return Attempt(self._fleet, left, self._hashes, self._began_s, self._time_out) if left else None
 
     def retried(self) -> None:
         """Notes that the request goes on at another engine."""
         self.member.retries += 1
 
     def is_fault(self, error: BaseException | None) -> bool:
-        """Whether an error is the engine's: no answer, a broken one, or a status of 500 and above; never a 4xx."""
+        """Whether an error is the engine's: no answer, a broken one, or a status of 500 and above; never a 4xx or a 501."""
         if isinstance(error, Refusal):
             return error.status >= 500 and not self._refused_by_engine
         return isinstance(error, EngineFailed)
 
     @property
     def _refused_by_engine(self) -> bool:
-        return self._status is not None and 400 <= self._status < 500
+        return self._status is not None and self._status >= 400 and not is_failure(self._status)
+
+    def _was_kept_waiting(self, error: BaseException | None) -> bool:
+        """Whether the request's time is up and the engine was silent for half of it or more.
+
+        Neither an engine that was writing until then, nor one that was asked when most of the time had gone, is to blame; and
+        while the client is written to, the engine owes nothing.
+        """
+        allowed_s, since_s = self._fleet.settings.request_timeout_s, self._listening_s
+        if self._time_out is None or allowed_s is None or since_s is None:
+            return False
+        cut_short = isinstance(error, asyncio.CancelledError) and self._time_out.expired()
+        return cut_short and self._fleet.clock() - since_s >= allowed_s / 2
 
     def __enter__(self) -> Attempt:
         now_s = self._fleet.clock()
@@ -210,7 +243,7 @@ class Attempt:
     ) -> None:
         self.member.health.end()
         breaker = self.member.breaker
-        if self.is_fault(error) or (self._status or 0) >= 500:
+        if self.is_fault(error) or is_failure(self._status or 0) or self._was_kept_waiting(error):
             breaker.fail(self._ticket, self._fleet.clock())
             self.member.nudge.set()
         elif self._status is not None:

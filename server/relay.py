@@ -25,12 +25,23 @@ from server.metrics import Metrics
 from server.reception import Reception, Visit
 from server.settings import GatewaySettings
 from server.stream import StreamReader
-from server.upstream import EngineFailed, finish, is_stream, passed_headers, read_all, read_some, refusal_from
+from server.upstream import (
+    EngineFailed,
+    finish,
+    is_failure,
+    is_stream,
+    passed_headers,
+    read_all,
+    read_some,
+    refusal_from,
+)
 
 logger = logging.getLogger("understudy.gateway")
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 SPECULATION = HEADER.lower().encode()
+ENDING_S = 1.0
+"""How long an engine gets to end its encoding after the last event; its place is held meanwhile."""
 BROKEN = Refusal(502, "the engine's answer broke off", "engine_failed")
 
 
@@ -124,15 +135,17 @@ class Relay:
         limit = asyncio.timeout(timeout_s)
         try:
             async with limit, self._door.place(exchange.tenant, exchange.queue):
-                await self._exchange(inbound, facts, reply, exchange)
+                await self._exchange(inbound, facts, reply, exchange, limit)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise Refusal(504, f"the answer took longer than the {timeout_s:g} s allowed", "request_timeout") from None
 
-    async def _exchange(self, inbound: Inbound, facts: Facts, reply: Reply, exchange: Exchange) -> None:
+    async def _exchange(
+        self, inbound: Inbound, facts: Facts, reply: Reply, exchange: Exchange, limit: asyncio.Timeout
+    ) -> None:
         """Tries one engine after the other, until an answer has begun or nobody is left."""
-        attempt: Attempt | None = self._fleet.attempt(facts)
+        attempt: Attempt | None = self._fleet.attempt(facts, limit)
         exchange.record_due = self._route.samples
         while attempt is not None:
             try:
@@ -148,10 +161,10 @@ class Relay:
                 attempt = following
 
     async def _ask(self, attempt: Attempt, inbound: Inbound, reply: Reply, exchange: Exchange) -> None:
-        response = await exchange.wait(attempt.upstream.send("POST", self._route.path, inbound.body))
+        response = await exchange.wait(attempt.hear(attempt.upstream.send("POST", self._route.path, inbound.body)))
         try:
             attempt.head(response.status)
-            if response.status >= 500 and attempt.following() is not None:
+            if is_failure(response.status) and attempt.following() is not None:
                 raise EngineFailed(f"status {response.status}")
             if is_stream(response):
                 await self._relay_stream(attempt, response, inbound, reply, exchange)
@@ -165,7 +178,7 @@ class Relay:
     ) -> None:
         headers = {**passed_headers(response), **STREAM_HEADERS, **attempt.headers}
         events = StreamReader(self._route, inbound, exchange, self._settings, self._metrics)
-        while not events.done and (data := await exchange.wait(read_some(response))):
+        while not events.done and (data := await exchange.wait(attempt.hear(read_some(response)))):
             attempt.progress()
             passed = events.feed(data)
             if events.opening_error is not None and not reply.started:
@@ -174,14 +187,15 @@ class Relay:
                 await exchange.wait(reply.write(passed) if reply.started else reply.begin(200, headers, passed))
         events.check_end()
         exchange.settle(STREAM_FAILED if events.failed else "200")
-        with contextlib.suppress(EngineFailed):
-            await read_all(response)  # nothing but the end of the encoding: then the connection can be used again
+        with contextlib.suppress(EngineFailed, TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await read_all(response)  # nothing but the end of the encoding: then the connection can be used again
         await reply.end()
 
     async def _relay_whole(
         self, attempt: Attempt, response: aiohttp.ClientResponse, reply: Reply, exchange: Exchange
     ) -> None:
-        body = await exchange.wait(read_all(response))
+        body = await exchange.wait(attempt.hear(read_all(response)))
         retry_after_s = self._settings.retry_after_s
         refusal = refusal_from(response.status, body, self._route.path, retry_after_s)
         if refusal is not None:

@@ -18,6 +18,14 @@ PASSED_HEADERS = ("content-type", "retry-after", "metadata")
 """Headers of the engine's answer that the client gets; the last says how to read embeddings that come as bytes."""
 
 
+NOT_IMPLEMENTED = 501
+
+
+def is_failure(status: int) -> bool:
+    """Whether a status says that the engine failed; 501 only says what it cannot do (vLLM's word for it)."""
+    return status >= 500 and status != NOT_IMPLEMENTED
+
+
 class EngineFailed(Exception):
     """The engine's answer broke off after it had begun."""
 
@@ -40,7 +48,7 @@ class Upstream:
         """Makes the connection pool; it has no limit of its own, because the gateway's door is the limit."""
         settings = self._settings
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.engine_silence_s
+            total=None, connect=settings.connect_timeout_s, sock_read=settings.engine_silence_s
         )
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(
@@ -154,6 +162,8 @@ def refusal_from(status: int, body: bytes, path: str, retry_after_s: int) -> Ref
     if status in (429, 503):
         message = "the engine takes no more requests; try again later"
         return Refusal(status, message, "engine_busy", retry_after_s=retry_after_s)
+    if status == NOT_IMPLEMENTED:
+        return Refusal(status, f"the engine cannot do what this request to {path} asks for", "not_supported")
     if 400 <= status < 500:
         return Refusal(status, f"the engine refused the request with status {status}", "engine_refused")
     return Refusal(502, f"the engine failed with status {status}", "engine_failed")

@@ -47,6 +47,27 @@ def test_each_trial_that_fails_opens_it_for_twice_as_long_up_to_a_limit() -> Non
     assert waits == [1, 2, 4, 5, 5]
 
 
+def test_the_head_of_the_trials_answer_closes_it_however_long_the_answer_is() -> None:
+    breaker = tripped()
+    trial = breaker.begin(1)
+    breaker.answer(trial)
+    assert breaker.state(1) is BreakerState.CLOSED
+    breaker.fail(trial, 2)
+    for _ in range(2):
+        assert breaker.admits(2)
+        breaker.fail(breaker.begin(2), 2)
+    assert breaker.state(2) is BreakerState.OPEN, "that the trial's answer broke off counts as any failure"
+
+
+def test_the_heads_of_answers_that_break_off_are_no_successes() -> None:
+    breaker = Breaker(RULE)
+    for _ in range(3):
+        ticket = breaker.begin(0)
+        breaker.answer(ticket)
+        breaker.fail(ticket, 0)
+    assert breaker.state(0) is BreakerState.OPEN
+
+
 def test_a_client_that_leaves_during_the_trial_says_nothing() -> None:
     breaker = tripped()
     breaker.give_up(breaker.begin(1))
@@ -70,7 +91,7 @@ def test_verdicts_from_before_it_opened_say_nothing_of_the_engine_now() -> None:
     assert breaker.state(1) is BreakerState.CLOSED
 
 
-@given(st.lists(st.tuples(st.sampled_from(["begin", "ok", "fail", "leave"]), st.floats(0, 2)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(["begin", "head", "ok", "fail", "leave"]), st.floats(0, 2)), max_size=60))
 def test_whatever_happens_at_most_one_request_is_under_way_until_an_open_breaker_has_closed(
     steps: list[tuple[str, float]],
 ) -> None:
@@ -82,6 +103,8 @@ def test_whatever_happens_at_most_one_request_is_under_way_until_an_open_breaker
             half_open = breaker.state(now) is BreakerState.HALF_OPEN
             under_way.append(breaker.begin(now))
             since_open |= {under_way[-1]} if half_open else set()
+        elif what == "head" and under_way:
+            breaker.answer(under_way[0])
         elif what != "begin" and under_way:
             ticket = under_way.pop(0)
             since_open -= {ticket}

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.unit.server.answers import BODY, CHAT, DONE, ONE, USAGE, error_of
+from server.breaker import BreakerState
+from server.facts import Facts
+from server.fleet import Fleet
+from server.settings import GatewaySettings
+from tests.unit.server.answers import BODY, CHAT, DONE, ONE, USAGE, error_of, half_request
 from tests.unit.server.conftest import Gateway, Running
 from tests.unit.server.replay import CUT, HOLD, Replay, chunked, whole
 
@@ -89,7 +95,7 @@ async def test_a_request_goes_on_at_another_engine_before_its_first_byte(
             assert await running.metric("understudy_engine_in_flight") == 0
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 501])
 async def test_what_an_engine_refuses_is_refused(gateway: Gateway, status: int) -> None:
     async with two(gateway, whole(ERROR, status), breaker_failures=1) as (running, a, b):
         for _ in range(3):
@@ -125,6 +131,105 @@ async def test_an_engine_that_fails_again_and_again_is_left_alone(gateway: Gatew
         assert (len(a.requests), len(b.requests)) == (2, 5)
         assert await running.metric("understudy_engine_breaker_state", engine="a") == 2
         assert (await ready(running))[0] == 200
+
+
+LIMIT_S = 0.3
+
+
+@pytest.mark.parametrize("held", [[HOLD], chunked([ONE, HOLD])], ids=["before the head", "in mid-answer"])
+async def test_our_own_time_out_counts_against_a_silent_engine_and_a_client_that_leaves_does_not(
+    gateway: Gateway, held: list[bytes]
+) -> None:
+    fields: dict[str, Any] = {"breaker_failures": 2, "breaker_open_s": 60, "breaker_max_open_s": 60}
+    async with two(gateway, held, **fields) as (running, a, _):
+        for left in range(3):
+            writer = await half_request(running, STREAM)
+            await running.until(lambda wanted=left + 1: len(a.requests) == wanted)  # type: ignore[misc]
+            writer.close()
+            await running.settled()
+        assert await running.metric("understudy_engine_breaker_state", engine="a") == 0
+    async with two(gateway, held, request_timeout_s=LIMIT_S, **fields) as (running, a, b):
+        for _ in range(3):
+            assert b"request_timeout" in (await running.post(CHAT, STREAM))[2] or b.requests
+        await running.settled()
+        assert (len(a.requests), len(b.requests)) == (2, 1)
+        assert await running.metric("understudy_engine_breaker_state", engine="a") == 2
+
+
+class Judged:
+    """A try at the first of two engines, with a clock of its own, that ends as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        engines = [entry("a", NOBODY), entry("b", NOBODY + "1")]
+        fields = {"engines": engines, "request_timeout_s": 10, "breaker_failures": 1}
+        self.fleet = Fleet(GatewaySettings.model_validate(fields), clock=lambda: self.now)
+
+    async def end(self, silent_s: float, writing_s: float, asked_s: float = 0, timed_out: bool = True) -> bool:
+        """Whether the engine was blamed: asked late, writing, silent at last, until the whole was ended."""
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(None) as limit:
+                with self.fleet.attempt(Facts("m"), limit) as attempt:
+                    self.now += asked_s
+                    await attempt.hear(asyncio.sleep(0))
+                    attempt.head(200)
+                    self.now += writing_s
+                    waiting = asyncio.ensure_future(attempt.hear(asyncio.Event().wait()))
+                    await asyncio.sleep(0)
+                    self.now += silent_s
+                    limit.reschedule(loop.time() if timed_out else None)
+                    if not timed_out:
+                        waiting.cancel()
+                    await waiting
+        return self.fleet.members["a"].breaker.state(self.now) is BreakerState.OPEN
+
+
+@pytest.mark.parametrize(
+    ("times", "blamed"),
+    [({"silent_s": 10, "writing_s": 0}, True), ({"silent_s": 5, "writing_s": 5}, True),
+     ({"silent_s": 0.1, "writing_s": 9.9}, False), ({"silent_s": 1, "writing_s": 0, "asked_s": 9}, False),
+     ({"silent_s": 10, "writing_s": 0, "timed_out": False}, False)],
+    ids=["silent", "silent for half of it", "writing all the time", "asked late", "its client left"],
+)  # fmt: skip
+async def test_a_time_out_is_the_engines_fault_when_it_was_silent_for_half_of_it(
+    times: dict[str, Any], blamed: bool
+) -> None:
+    assert await Judged().end(**times) is blamed
+
+
+async def test_a_name_that_is_never_resolved_is_waited_for_no_longer_than_a_connection(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, resolve = threading.Event(), socket.getaddrinfo
+
+    def never(host: str | None, *more: Any, **options: Any) -> Any:
+        if host == "nobody.invalid":
+            answered.wait(20)
+        return resolve(host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    engines = [entry("a", "http://nobody.invalid:1")]
+    async with gateway([], engines=engines, connect_timeout_s=0.1, probe_every_s=60, probe_timeout_s=60) as running:
+        asking = running.post(COMPLETIONS, {"prompt": "x"})
+        status, _, body = await asyncio.wait_for(asking, 10)
+        answered.set()
+    assert (status, error_of(body)["code"]) == (503, "engine_unreachable")
+
+
+async def test_a_trial_whose_answer_is_long_lets_others_follow(gateway: Gateway) -> None:
+    fields: dict[str, Any] = {"breaker_failures": 1, "breaker_open_s": 0.05, "breaker_max_open_s": 0.05}
+    async with two(gateway, whole(b"", 500), **fields) as (running, a, _):
+        assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        await running.until(lambda: running.gateway.fleet.can_take("a", running.gateway.fleet.clock()))
+        a.pieces = chunked([ONE, HOLD])
+        trial = await half_request(running, STREAM)
+        await until_metric(running, "understudy_engine_breaker_state", 0)
+        a.pieces = whole(BODY)
+        asked = await running.post(COMPLETIONS, {"prompt": "x"})
+        assert (asked[0], running.gateway.fleet.can_take("a", running.gateway.fleet.clock())) == (200, True)
+        trial.close()
+        await running.settled()
 
 
 @pytest.mark.parametrize(

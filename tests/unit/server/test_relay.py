@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -172,6 +173,14 @@ async def test_connections_are_used_again_after_a_stream(gateway: Gateway) -> No
         for _ in range(5):
             assert (await running.post(CHAT, {"stream": True}))[2] == ONE + DONE
         assert not running.engine.hung_up.is_set()
+
+
+async def test_an_engine_that_does_not_end_its_encoding_holds_no_place(gateway: Gateway) -> None:
+    async with gateway([*chunked([ONE + DONE])[:-1], HOLD]) as running:
+        assert (await running.post(CHAT, {"stream": True}))[2] == ONE + DONE
+        await asyncio.wait_for(running.engine.hung_up.wait(), 10)
+        await running.settled()
+        assert await running.metric("understudy_requests_total", status="200") == 1
 
 
 async def test_connections_to_the_engine_are_used_again(gateway: Gateway) -> None:
