@@ -18,10 +18,12 @@ Result = TypeVar("Result")
 
 SWALLOWED = 4
 """How many times the largest allowed body is read and thrown away, so that the client gets to read its 413."""
+PIECE_BYTES = 65536
+"""What of an answer is written at once: as much as a connection buffers before a write has to wait."""
 
 
 class ClientGone(Exception):
-    """The client closed its connection."""
+    """The client closed its connection, or does not read any more."""
 
 
 class Cut(Exception):
@@ -122,6 +124,7 @@ class Reply:
         """Gives what goes out with every answer, whatever it is."""
         self._send = send
         self._stall_s = stall_s
+        self._in_one_piece = False
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Sends the status line and headers."""
@@ -144,14 +147,25 @@ class Reply:
         await self._pass({"type": "http.response.body", "body": data, "more_body": False})
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Sends an answer in one go."""
+        """Sends an answer in one piece; a large one keeps its caller until the client has taken nearly all of it.
+
+        uvicorn waits for a slow client before it writes, never after, so the end is a message of its own.
+        """
+        self._in_one_piece = True
         await self.start(status, {**headers, "content-length": str(len(body))})
+        if len(body) > PIECE_BYTES:
+            for begin in range(0, len(body), PIECE_BYTES):
+                await self.write(body[begin : begin + PIECE_BYTES])
+            body = b""
         await self.end(body)
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Tells of an error: as a response while that is possible, and as an event of the stream afterwards."""
+        """Tells of an error: as a response while that is possible, and as an event of the stream afterwards.
+
+        An answer in one piece has no room for it: it stays short of its length, and its connection is ended.
+        """
         if self.started:
-            return await self.end(error_event(refusal))
+            return None if self._in_one_piece else await self.end(error_event(refusal))
         headers = {"content-type": "application/json", **error_headers(refusal)}
         if refusal.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is still on its way

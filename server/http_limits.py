@@ -1,15 +1,25 @@
-"""Limits on what comes before a body: how large a request's headers may be, and how long they may take.
+"""Limits on what comes before a body (the size of a request's headers, the time they may take) and on what stays behind.
 
-uvicorn has neither with its faster parser; bodies are limited where they are read (`client.read_body`).
+uvicorn has none of them with its faster parser; bodies are limited where they are read (`client.read_body`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import Refusal, error_body
+
+UNSENT_S = 60.0
+"""How long the client of a connection that is to be closed gets to take what has been written to it."""
+CYCLE = "understudy.cycle"
+"""Where a request's scope holds uvicorn's own view of it, until the app gets it."""
+RESET_AT_ONCE = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing throws away what the kernel holds for a client that may never read it."""
 
 
 def _answer(refusal: Refusal, reason: str) -> bytes:
@@ -28,15 +38,18 @@ class LimitedProtocol(HttpToolsProtocol):
     header_timeout_s: float
     _num_header_bytes = 0
     _in_headers = False
+    _is_lost = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request's headers are due from now on."""
         super().connection_made(transport)
+        self.app = self._serve
         self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is due any more."""
+        self._is_lost = True
         self._disarm()
         super().connection_lost(exc)
 
@@ -61,6 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if self._check_size():
             super().on_headers_complete()
+            self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]
 
     def on_body(self, body: bytes) -> None:
         """Nothing of a request that was refused."""
@@ -72,9 +86,48 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.transport.is_closing():
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """An answer has been written, not always sent."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._limit_flush()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes a connection without a next request."""
+        super().timeout_keep_alive_handler()
+        self._limit_flush()
+
+    def pause_writing(self) -> None:
+        """A client is slow: from now on, each message waits until all before it has been sent."""
+        super().pause_writing()
+        self.transport.set_write_buffer_limits(high=0)
+
     def send_400_response(self, msg: str) -> None:
         """Answers what the parser cannot read in the shape of all errors, unless it has been refused already."""
         self._refuse(Refusal(400, "this is not a request of HTTP/1.1", "malformed_http"), "Bad Request")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the app; an answer that it leaves unfinished ends the connection, whatever its client has not read."""
+        cycle: RequestResponseCycle = scope.pop(CYCLE)
+        try:
+            await self.config.loaded_app(scope, receive, send)
+        finally:
+            if cycle.response_started and not cycle.response_complete:
+                cycle.disconnected = True  # uvicorn takes it as what it is, not as a fault of the app
+                self._abort()
+
+    def _abort(self) -> None:
+        """Gives back the socket and its buffers at once; closing would wait for a client that may never read."""
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self._is_lost:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_ONCE)
+        self.transport.abort()
+
+    def _limit_flush(self) -> None:
+        """Bounds how long a connection that is being closed waits for its client to read the rest."""
+        if self.transport.get_write_buffer_size():
+            self._disarm()
+            self._timer = self.loop.call_later(UNSENT_S, self._abort)
 
     def _check_size(self) -> bool:
         if self._num_header_bytes <= self.max_header_bytes:
@@ -99,6 +152,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(_answer(refusal, reason))
             self.transport.close()
+            self._limit_flush()
 
     def _disarm(self) -> None:
         if self._timer is not None:

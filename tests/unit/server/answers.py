@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.unit.server.conftest import Running
 
@@ -39,3 +43,35 @@ async def half_request(running: Running, body: dict, path: str = CHAT) -> asynci
     writer.write(head.encode() + raw)
     await writer.drain()
     return writer
+
+
+@contextmanager
+def unread_request(port: int, body: dict, headers: str = "") -> Iterator[socket.socket]:
+    """Sends a request on a socket of which nothing is read, and whose own buffer is small."""
+    raw = json.dumps(body).encode()
+    typed = f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n{headers}"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{typed}\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head.encode() + raw)
+        client.setblocking(False)
+        yield client
+
+
+def is_reset(client: socket.socket) -> bool:
+    """Whether the other side has given the connection up; asked once, because the answer is forgotten."""
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
+async def answer_in_full(client: socket.socket, begun: bytes = b"") -> bytes:
+    """Reads a body with a length, a little at a time, after what has been read already."""
+    loop, data = asyncio.get_running_loop(), bytearray(begun)
+    while b"\r\n\r\n" not in data:
+        data += await loop.sock_recv(client, 4096)
+    head, _, body = bytes(data).partition(b"\r\n\r\n")
+    length = next(int(row[15:]) for row in head.lower().splitlines() if row.startswith(b"content-length:"))
+    received = bytearray(body)
+    while len(received) < length and (piece := await loop.sock_recv(client, 16384)):
+        received += piece
+    return bytes(received)

@@ -12,7 +12,7 @@ from server import app
 from server.app import make_door
 from server.door import Door
 from server.engine import bind
-from server.run import gateway_of, make_server
+from server.run import Server, gateway_of, make_server
 from server.settings import GatewaySettings
 from tests.unit.server.replay import Replay
 
@@ -32,6 +32,12 @@ class Running:
     client: aiohttp.ClientSession
     engine: Replay
     gateway: app.Gateway
+    server: Server
+
+    @property
+    def unsent(self) -> list[int]:
+        """What the gateway has written and not sent, in bytes, for each connection of a client."""
+        return [one.transport.get_write_buffer_size() for one in self.server.server_state.connections]
 
     async def post(self, path: str, body: bytes | dict, **more: object) -> tuple[int, dict[str, str], bytes]:
         sent = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -82,7 +88,7 @@ def gateway() -> Gateway:
                 port = socket.getsockname()[1]
                 server = make_server(resolved, door)
                 task = asyncio.create_task(server.serve(sockets=[socket]))
-                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine, gateway_of(server))
+                running = Running(f"http://127.0.0.1:{port}", port, door, client, engine, gateway_of(server), server)
                 try:
                     await running.until(lambda: server.started)
                     yield running

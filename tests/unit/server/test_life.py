@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from server.tenants import hash_key
-from tests.unit.server.answers import BODY, CHAT, error_of
+from tests.unit.server.answers import BODY, CHAT, answer_in_full, error_of, unread_request
 from tests.unit.server.replay import HOLD, Replay, whole
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +113,22 @@ async def test_what_is_under_way_or_queued_is_finished_before_the_end(tmp_path: 
         log = (await served.process.communicate())[1].decode().splitlines()
         ends = [json.loads(line)["status"] for line in [*served.lines, *log] if line.startswith("{")]
         assert sorted(ends) == ["200", "503", "client_gone"]
+
+
+async def test_a_large_answer_reaches_a_slow_reader_before_the_end() -> None:
+    large = b'{"choices": [{"text": "' + b"x" * 16_000_000 + b'"}]}'
+    async with life(drain_s=600) as served:
+        port = int((await served.says("gateway: http")).split()[1].rpartition(":")[2])
+        admin = (await served.says("/admin on")).split()[-1]
+        await served.says("gateway: ready")
+        served.engine.pieces = whole(large)
+        with unread_request(port, {}) as client:
+            begun = await asyncio.get_running_loop().sock_recv(client, 1)
+            served.process.send_signal(signal.SIGTERM)
+            await served.until_status(admin, ("phase", ""), "draining")
+            await served.until_status(admin, ("requests", "under_way"), 1)
+            assert await asyncio.wait_for(answer_in_full(client, begun), 180) == large
+        assert await asyncio.wait_for(served.process.wait(), 180) == 0
 
 
 async def test_a_second_signal_ends_it_at_once() -> None:
