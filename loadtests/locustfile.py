@@ -1,7 +1,8 @@
 """For locust itself: ``locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 [--load-settings FILE] [--headless]``.
 
-Users, shape, mix and seed come from the settings file; in an open loop one user sends what arrives. For plain and draft
-beside each other, and for a report, use ``understudy loadtest``.
+Users, shape, mix and seed come from the settings file; in an open loop one user sends what arrives. Users take whatever
+comes next, unless sorts are named (``locust ... ChatStreamed ChatWhole``): then each user takes its own sort, and the rest is not
+sent. For plain and draft beside each other, and for a report, use ``understudy loadtest``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from stages.errors import InputError, UnderstudyError
 from stages.settings import read_yaml
 
 log = logging.getLogger("loadtests")
+
+
+class Mixed(AnyUser):
+    """Whatever is next."""
 
 
 class ChatStreamed(AnyUser):
@@ -85,7 +90,10 @@ class Scheduled(ScheduledShape):
         if settings.model is None:
             model = client.first_model(next(iter(keys.values()), None))
             client = Client(self.environment.host, model, keys, settings.timeout_s)
-        sorts = [user.sort for user in self.environment.user_classes if issubclass(user, AnyUser)]
+        users = [user for user in self.environment.user_classes if issubclass(user, AnyUser)]
+        if len(users) > 1 and any(user.sort is None for user in users):
+            raise InputError("Mixed takes every request, and leaves none for users of one sort: name it alone")
+        sorts = [user.sort for user in users if user.sort]
         requests = requests_for(settings, read_prompts(settings.prompts), settings.loop, self.shape, "locust")
         until_s = duration_of(self.shape) if settings.loop == "closed" else None
         session = Session(requests, until_s, sorts)
@@ -103,15 +111,16 @@ def _options(parser: Any) -> None:
 
 
 def _prepare(environment: Any, shape: Scheduled, settings: LoadSettings) -> None:
-    """Gives each sort of user its share, and takes away those that have nothing to do."""
+    """Users who take everything; or of the sorts that are named, each with its share, those that have something to do."""
     shape.environment, shape.settings, shape.loop = environment, settings, settings.loop
     shape.shape, shape.objective = settings.shape or Shape(), settings.objective
     requests = requests_for(settings, read_prompts(settings.prompts), "closed", shape.shape, "locust")
     count = {name: sum(request.name == name for request in requests) for name in {r.name for r in requests}}
     for user in environment.user_classes:
-        if issubclass(user, AnyUser):
-            user.weight = count.get(user.sort or "", 0)
-    kinds: Any = ArrivalsUser if settings.loop == "open" else AnyUser
+        if issubclass(user, AnyUser) and user.sort:
+            user.weight = count.get(user.sort, 0)
+    named = environment.parsed_options.user_classes
+    kinds: Any = ArrivalsUser if settings.loop == "open" else AnyUser if named else Mixed
     environment.user_classes[:] = [
         user for user in environment.user_classes if issubclass(user, kinds) and user.weight > 0
     ]

@@ -22,6 +22,7 @@ from loadtests.prompts import read_prompts
 from loadtests.report import html
 from loadtests.schedule import turns_of
 from loadtests.settings import LoadSettings
+from loadtests.thresholds import Threshold, check_planned
 from loadtests.worker import decode
 from stages import provenance
 from stages.errors import EngineError, InputError
@@ -31,13 +32,19 @@ from stages.progress import log, progress
 LOCUST = "locust"
 
 
-def check_ready(settings: LoadSettings) -> None:
+def check_ready(
+    settings: LoadSettings, thresholds: Sequence[Threshold] = (), targets: Sequence[str] = ("plain", "draft")
+) -> None:
     """Refuses what cannot work before anything is started.
 
+    Args:
+        targets: names of the servers that will be asked, plain first.
+
     Raises:
-        InputError: locust is not installed, nothing is to be asked, or there are no prompts for it.
+        InputError: locust is not installed, nothing is to be asked, there are no prompts for it, or a threshold is about
+            something that will not be run.
     """
-    turns_of(settings, read_prompts(settings.prompts))
+    check_planned(turns_of(settings, read_prompts(settings.prompts)), targets, thresholds)
     if importlib.util.find_spec(LOCUST) is None:
         raise InputError("locust is not installed; run 'make setup-loadtest', or install requirements/loadtest.txt")
 

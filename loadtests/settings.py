@@ -12,6 +12,8 @@ from stages.errors import InputError
 from stages.settings import Settings
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
+TICK_S = 1.0
+"""How often locust asks a shape for the number of users."""
 
 
 class Length(Settings):
@@ -79,6 +81,8 @@ class Shape(Settings):
         kind: ``steady`` stays at ``level``; ``ramp`` goes from it to ``to``; ``burst`` jumps to ``to`` for ``burst_s`` at the end
             of every ``every_s``; ``step`` adds ``by`` every ``every_s`` until ``to``, or until the objective breaks.
         duration_s: of steady, ramp and burst; steps last as long as they take.
+
+    A closed loop has whole users, at least one, and their number changes once a second at most.
     """
 
     kind: Literal["steady", "ramp", "burst", "step"] = "steady"
@@ -98,6 +102,11 @@ class Shape(Settings):
         if self.kind == "burst" and self.burst_s >= self.every_s:
             raise ValueError(f"burst_s must be less than every_s ({self.every_s:g}), given {self.burst_s:g}")
         return self
+
+    @property
+    def shortest_s(self) -> float:
+        """How long the shorter of a burst's two levels lasts."""
+        return min(self.burst_s, self.every_s - self.burst_s)
 
 
 class LoadSettings(Settings):
@@ -145,6 +154,11 @@ class LoadSettings(Settings):
     def _sensible(self) -> LoadSettings:
         if any(weight <= 0 for weight in self.kinds.values()):
             raise ValueError("kinds: weights must be above 0; leave out what is not to be asked")
+        if self.loop == "closed" and self.shape and self.shape.kind == "burst" and self.shape.shortest_s < TICK_S:
+            raise ValueError(
+                "shape 'burst': in a closed loop the number of users changes once a second, so burst_s and what every_s leaves "
+                f"beside it must be at least {TICK_S:g}, given {self.shape.shortest_s:g}; lengthen them, or take loop: open"
+            )
         if any(n < 1 for n in self.users) or any(rate <= 0 for rate in self.rates):
             raise ValueError("users must be at least 1 and rates above 0")
         names = [tenant.name for tenant in self.tenants]

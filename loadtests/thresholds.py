@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.schedule import Turn
 from stages.errors import CheckFailed, InputError
 
 FORM = re.compile(
@@ -66,6 +67,34 @@ def _value(row: dict[str, Any], figure: str) -> float | None:
     return None if value is None else float(value)
 
 
+def _own(rows: Sequence[dict[str, Any]], threshold: Threshold, usual: str) -> list[dict[str, Any]]:
+    """The rows that a threshold is about; steps are run until they break, so only who names one means it."""
+    target = threshold.target or usual
+    own = [
+        row for row in rows
+        if row["target"] == target and threshold.condition in (None, row["condition"])
+        and not (row["step"] and threshold.condition is None)
+    ]  # fmt: skip
+    if not own:
+        known = dict.fromkeys(f"{row['target']}@{row['condition']}" for row in rows)
+        raise InputError(f"--fail-if {threshold.text}: is not run; there are {', '.join(known)}")
+    return own
+
+
+def check_planned(turns: Sequence[Turn], targets: Sequence[str], thresholds: Sequence[Threshold]) -> None:
+    """Refuses thresholds about what will not be run, before anything is.
+
+    Args:
+        targets: names of the servers, plain first; the last is the one that a threshold is about if it names none.
+
+    Raises:
+        InputError: a threshold is about a server or a condition that is not planned.
+    """
+    rows = [{"target": target, "condition": turn.condition, "step": turn.step} for target in targets for turn in turns]
+    for threshold in thresholds:
+        _own(rows, threshold, targets[-1])
+
+
 def failures(rows: Sequence[dict[str, Any]], thresholds: Sequence[Threshold], usual: str) -> list[str]:
     """One line for each condition that crosses a threshold; a figure that is not there cannot have been kept.
 
@@ -77,18 +106,9 @@ def failures(rows: Sequence[dict[str, Any]], thresholds: Sequence[Threshold], us
     """
     lines = []
     for threshold in thresholds:
-        target = threshold.target or usual
-        own = [
-            row for row in rows
-            if row["target"] == target and threshold.condition in (None, row["condition"])
-            and not (row["step"] and threshold.condition is None)
-        ]  # fmt: skip
-        if not own:
-            known = dict.fromkeys(f"{row['target']}@{row['condition']}" for row in rows)
-            raise InputError(f"--fail-if {threshold.text}: was not run; there are {', '.join(known)}")
-        for row in own:
+        for row in _own(rows, threshold, usual):
             value = _value(row, threshold.figure)
-            where = f"{target}, {row['condition']}"
+            where = f"{row['target']}, {row['condition']}"
             if value is None:
                 lines.append(f"{threshold.text}: {where} has no such figure")
             elif SIGNS[threshold.sign](value, threshold.limit):

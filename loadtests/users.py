@@ -161,7 +161,7 @@ def run_turn(turn: Turn, client: Client, target: str, began_s: float, settings: 
             environment.shape_class.work, environment.shape_class.shape = environment.work, turn.shape
             runner.start_shape()
         else:
-            count = 1 if turn.loop == "open" else int(turn.steady_level or 1)
+            count = 1 if turn.loop == "open" else users_at(turn.shape, 0.0)
             runner.start(count, spawn_rate=count)
         while not session.finished:
             gevent.sleep(POLL_S)

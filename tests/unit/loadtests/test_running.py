@@ -47,23 +47,54 @@ class Engine(Replay):
         return [json.loads(body) for _, _, body in self.requests if body]
 
 
-@needs_locust
-def test_locust_sends_the_schedule_headless(tmp_path: Path) -> None:
-    (tmp_path / "load.yaml").write_text(
-        "loop: open\nstream: 0.5\nshape: {kind: burst, level: 5, to: 30, every_s: 1, burst_s: 0.5, duration_s: 1.2}\n"
-    )
-    options = ["--headless", "--only-summary", "--load-settings", "load.yaml", "--records", "records.jsonl"]
+LOCUSTFILE = ROOT / "loadtests" / "locustfile.py"
+LISTENS = """
+import json
+
+from locust import events
+
+from loadtests.locustfile import Mixed, Scheduled
+
+
+@events.init.add_listener
+def listen(environment, **_):
+    sink = open("measured.jsonl", "w", buffering=1)
+
+    def write(name, figure, value, outcome):
+        sink.write(json.dumps([name, figure, value, outcome.place]) + "\\n")
+
+    environment.events.measured.add_listener(write)
+"""
+"""A locustfile of one's own, on top of ours."""
+
+
+def headless(folder: Path, settings: str, *users: str, file: Path = LOCUSTFILE) -> tuple[int, Engine]:
+    """Runs locust as docs/loadtests.md says, against an engine that replays; outcomes are left in records.jsonl."""
+    (folder / "load.yaml").write_text(settings)
+    options = ["--headless", "--only-summary", "--load-settings", "load.yaml", "--records", "records.jsonl", *users]
 
     async def run() -> tuple[int, Engine]:
         async with Engine().running() as engine:
             assert isinstance(engine, Engine)
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "locustfile.py"), "--host", engine.url, *options,
-                cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                sys.executable, "-m", "locust", "-f", str(file), "--host", engine.url, *options,
+                cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             return await child.wait(), engine
 
-    code, engine = asyncio.run(run())
+    return asyncio.run(run())
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+@needs_locust
+def test_locust_sends_the_schedule_headless(tmp_path: Path) -> None:
+    code, engine = headless(
+        tmp_path,
+        "loop: open\nstream: 0.5\nshape: {kind: burst, level: 5, to: 30, every_s: 1, burst_s: 0.5, duration_s: 1.2}\n",
+    )
     assert code == 0
     shape = Shape(kind="burst", level=5, to=30, every_s=1, burst_s=0.5, duration_s=1.2)
     settings = LoadSettings(loop="open", stream=0.5, shape=shape)
@@ -73,9 +104,63 @@ def test_locust_sends_the_schedule_headless(tmp_path: Path) -> None:
     assert sorted(engine.bodies(), key=lambda body: body[key]) == sorted(
         (request.body("mine") for request in expected), key=lambda body: body[key]
     )
-    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    assert sorted(record["due_s"] for record in records) == pytest.approx([request.at_s for request in expected])
-    assert {record["error"] for record in records} == {""}
+    found = records(tmp_path)
+    assert sorted(record["due_s"] for record in found) == pytest.approx([request.at_s for request in expected])
+    assert {record["error"] for record in found} == {""}
+
+
+CLOSED = "stream: 0.5\nmax_requests: 8\n"
+
+
+@needs_locust
+def test_one_user_of_a_closed_loop_sends_all_sorts_in_their_order_and_what_was_measured_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(LISTENS)
+    code, engine = headless(tmp_path, CLOSED, file=tmp_path / "mine.py")
+    assert code == 0
+    settings = LoadSettings(stream=0.5, max_requests=8)
+    expected = requests_for(settings, read_prompts(PROMPTS), "closed", Shape(), "locust")
+    assert len({request.name for request in expected}) > 1
+    assert engine.bodies() == [request.body("mine") for request in expected]
+    assert [record["place"] for record in records(tmp_path)] == list(range(8))
+    told = [json.loads(line) for line in (tmp_path / "measured.jsonl").read_text().splitlines()]
+    streamed = {request.place for request in expected if request.stream}
+    for figure in ("ms to first token", "ms per output token", "ms between chunks"):
+        assert {place for _, one, _, place in told if one == figure} == streamed, figure
+    accepted = {record["place"] for record in records(tmp_path) if record["speculation"]}
+    assert accepted >= streamed
+    assert {place for _, one, _, place in told if one == "% accepted"} == accepted
+    assert all(name == expected[place].name and value >= 0 for name, _, value, place in told)
+
+
+@needs_locust
+def test_users_that_are_named_send_their_sort_only(tmp_path: Path) -> None:
+    code, engine = headless(tmp_path, CLOSED, "ChatWhole")
+    expected = requests_for(
+        LoadSettings(stream=0.5, max_requests=8), read_prompts(PROMPTS), "closed", Shape(), "locust"
+    )
+    assert code == 0
+    assert engine.bodies() == [request.body("mine") for request in expected if request.name == "chat whole"]
+    assert engine.bodies()
+
+
+@needs_locust
+def test_users_who_take_everything_leave_nothing_for_named_sorts(tmp_path: Path) -> None:
+    code, engine = headless(tmp_path, CLOSED, "Mixed", "ChatWhole")
+    assert code == InputError.exit_code
+    assert not engine.bodies()
+
+
+@needs_locust
+def test_half_a_user_is_one() -> None:
+    steps = Shape(kind="step", level=0.5, to=0.5, every_s=2)
+    settings = LoadSettings(users=(), rates=(), shape=steps, max_requests=2)
+
+    async def run() -> list[Result]:
+        async with Engine().running() as engine:
+            return await asyncio.wait_for(asyncio.to_thread(carry_out, settings, {"plain": engine.url}), 60)
+
+    (found,) = asyncio.run(run())
+    assert [one.place for one in found.outcomes] == [0, 1]
 
 
 @pytest.fixture(scope="module")

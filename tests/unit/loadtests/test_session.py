@@ -50,6 +50,7 @@ def test_users_of_one_sort_get_theirs_in_order() -> None:
 def test_users_are_whole_and_at_least_one() -> None:
     ramp = Shape(kind="ramp", level=0.2, to=3, duration_s=10)
     assert [users_at(ramp, at) for at in (0, 5, 10)] == [1, 2, 3]
+    assert [users_at(Shape(level=level), 0) for level in (0.4, 0.5, 1.5, 2.6)] == [1, 1, 2, 3]
 
 
 def test_the_step_that_breaks_is_judged_when_it_is_over() -> None:

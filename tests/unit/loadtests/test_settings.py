@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.settings import LoadSettings
+from loadtests.settings import LoadSettings, Shape
 from stages.errors import InputError
 from stages.settings import read_yaml, validate
 
@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[3]
         ({"shape": {"kind": "ramp"}}, "needs 'to'"),
         ({"shape": {"kind": "step", "level": 4, "to": 2}}, "at least 4"),
         ({"shape": {"kind": "burst", "to": 2, "every_s": 2, "burst_s": 2}}, "less than every_s"),
+        ({"shape": {"kind": "burst", "to": 2, "every_s": 5, "burst_s": 0.5}}, "changes once a second.* given 0.5"),
+        ({"shape": {"kind": "burst", "to": 2, "every_s": 2, "burst_s": 1.5}}, "at least 1, given 0.5"),
         ({"shape": {"kind": "wave"}}, "'steady', 'ramp', 'burst' or 'step'"),
         ({"users": [0]}, "at least 1"),
         ({"kinds": {"chat": 0}}, "above 0"),
@@ -29,6 +31,11 @@ def test_what_is_wrong_is_named_in_one_line(values: dict, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         validate(LoadSettings, values, "file")
     assert "\n" not in str(caught.value)
+
+
+def test_an_open_loop_may_burst_for_less_than_a_second() -> None:
+    burst = Shape(kind="burst", to=2, every_s=1, burst_s=0.25)
+    assert LoadSettings(loop="open", shape=burst).shape == burst
 
 
 def test_keys_come_from_the_environment_or_a_file_and_are_not_saved(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
+from contextlib import nullcontext
+
 import pytest
 
-from loadtests.thresholds import check, failures, parse_threshold
+from loadtests.running import check_ready
+from loadtests.schedule import turns_of
+from loadtests.settings import LoadSettings, Shape
+from loadtests.thresholds import check, check_planned, failures, parse_threshold
 from stages.errors import CheckFailed, InputError
+from tests.unit.loadtests.asking import PACKAGED
 
 ROWS = [
     {
@@ -72,6 +78,42 @@ def test_the_answer_no_has_an_exit_code_of_its_own() -> None:
 def test_what_is_no_threshold_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="must be like"):
         parse_threshold(text)
+
+
+SETTINGS = LoadSettings(
+    users=(1, 4),
+    rates=(0.5,),
+    turns=1,
+    requests_per_turn=1,
+    turn_s=1,
+    shape=Shape(kind="step", level=1, to=2),
+    loop="open",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "targets", "refused"),
+    [
+        ("goodput<1", ["plain"], False),
+        ("goodput@closed-4<1", ["plain", "draft"], False),
+        ("plain.goodput@open-0.5<1", ["plain", "draft"], False),
+        ("errors@step-2>0", ["plain"], False),
+        ("goodput@closed-2<1", ["plain", "draft"], True),
+        ("goodput@ramp<1", ["plain"], True),
+        ("draft.goodput<1", ["plain"], True),
+        ("drft.goodput<1", ["plain", "draft"], True),
+    ],
+)
+def test_what_will_not_be_run_is_refused_before_it_is_waited_for(text: str, targets: list[str], refused: bool) -> None:
+    expected = pytest.raises(InputError, match=r"is not run; there are plain@closed-1") if refused else nullcontext()
+    with expected:
+        check_ready(SETTINGS, [parse_threshold(text)], targets)
+
+
+def test_a_threshold_of_all_conditions_needs_one_that_is_no_step() -> None:
+    only_steps = SETTINGS.model_copy(update={"users": (), "rates": ()})
+    with pytest.raises(InputError, match="is not run; there are plain@step-1, plain@step-2"):
+        check_planned(turns_of(only_steps, PACKAGED), ["plain"], [parse_threshold("goodput<1")])
 
 
 def test_unknown_names_are_refused() -> None:
