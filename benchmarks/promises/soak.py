@@ -1,4 +1,4 @@
-"""Minutes of mixed load: answers of both kinds, clients that leave, engines that fail, and requests that make no sense.
+"""Minutes of mixed load: answers of both kinds, clients that leave or never read, engines that fail, senseless requests.
 
 Flat means: after a warm-up, the median of resident memory over as long again is the measure, and every second after that
 stays within `MEMORY_SHARE` of it; descriptors stay within two for each client while there is load, and at rest after it there are
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,14 @@ from stages.progress import progress
 
 NAME = "mixed-load"
 CLIENTS = 24
-SETTINGS = {"max_in_flight": 16, "max_queued": 16, "max_body_bytes": 65536}
+UNREADING = 2
+"""Clients beside those, each of which asks for a long stream and reads none of it."""
+UNREAD_CHUNKS = 40_000
+"""Of such a stream, about 9 MB: more than the kernel holds for a client."""
+PATIENCE_S = 15.0
+"""By when the gateway must have taken the connection of such a client away; it writes what the kernel takes, then waits
+`client_stall_s`."""
+SETTINGS = {"max_in_flight": 16, "max_queued": 16, "max_body_bytes": 65536, "client_stall_s": 2.0}
 """Fewer places than clients, so that some wait and some leave while they wait."""
 MEMORY_SHARE = 0.05
 SPARE = 4
@@ -83,6 +92,25 @@ class Mix:
             await asyncio.sleep(self.place.draw.uniform(0, 0.3))
             hang_up(writer, self.place.draw.random() < 0.5)
 
+    async def unreading_client(self) -> None:
+        """One client that never reads: it stays until its connection is taken away, or leaves with the load."""
+        while not self.stopping.is_set():
+            self.asked[NEVER_READS] += 1
+            with unread(self.served.port, Request(Script(next(self.place.ids), UNREAD_CHUNKS), key=KEY).data()) as own:
+                over = await self._until_over(own)
+            if over or not self.stopping.is_set():
+                self.as_due.append(over)
+            if not over and not self.stopping.is_set():
+                self.wrong.append(f"{NEVER_READS}: still connected after {PATIENCE_S:g} s")
+
+    async def _until_over(self, connection: socket.socket) -> bool:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.stopping.is_set() and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+            if is_over(connection):
+                return True
+        return False
+
     def request(self, stream: bool, fault: str = "") -> Request:
         """A request that the engine gets, unless there is no room."""
         draw = self.place.draw
@@ -115,7 +143,30 @@ def _bad(data: bytes, status: int) -> Callable[[Mix], tuple[bytes, Callable[[Ans
     return lambda _: (data, lambda answer: answer.complete and answer.status in (status, 503))
 
 
+@contextmanager
+def unread(port: int, data: bytes) -> Iterator[socket.socket]:
+    """A request on a socket with a small buffer of its own, of which nothing is read; the block's end closes it."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(data)
+        connection.setblocking(False)
+        yield connection
+
+
+def is_over(connection: socket.socket) -> bool:
+    """Whether a connection was taken away, or its request refused; looks without reading."""
+    try:
+        begun = connection.recv(12, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not begun.endswith(b" 200") or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+
 LEAVES = "client leaves"
+NEVER_READS = "client never reads"
 CHAT = "/v1/chat/completions"
 KINDS = (
     Kind("stream", 40, _good(stream=True)),
@@ -167,6 +218,7 @@ async def attempt(plan: Plan, place: Place) -> list[Row]:
 
 async def _under_load(mix: Mix, engine: Engine, plan: Plan) -> list[Sample]:
     clients = [asyncio.create_task(mix.client()) for _ in range(CLIENTS)]
+    clients += [asyncio.create_task(mix.unreading_client()) for _ in range(UNREADING)]
     samples: list[Sample] = []
     started = time.monotonic()
     with progress(NAME, plan.mixed_s, "seconds") as advance:
@@ -207,7 +259,7 @@ def memory(load: str, samples: list[Sample], warm_up_s: float) -> Row:
 
 def descriptors(load: str, before: Sample, samples: list[Sample], after: Sample, left: int) -> Row:
     """Whether no descriptor, and no request, is left behind."""
-    limit = before.descriptors + 2 * CLIENTS + SPARE
+    limit = before.descriptors + 2 * (CLIENTS + UNREADING) + SPARE
     kept = sum(one.descriptors <= limit for one in samples)
     flat = kept == len(samples) and after.descriptors <= before.descriptors + PROBED and not left
     text = (
