@@ -14,10 +14,11 @@ COPY requirements/cpu.txt /requirements/cpu.txt
 RUN --mount=type=bind,source=docker/install.sh,target=/install.sh \
     --mount=type=bind,source=docker/wheelhouse,target=/wheelhouse \
     --mount=type=cache,target=/root/.cache/pip \
-    { sh /install.sh ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0+cpu || sh /install.sh torch==2.13.0; } \
+    { sh /install.sh ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0+cpu \
+        || sh /install.sh torch==2.13.0; } \
     && sh /install.sh --requirement /requirements/cpu.txt \
     && { /venv/bin/python -Bc "import torch" \
-        || { echo "torch is not a CPU build: set TORCH_INDEX, or see docker/wheelhouse/README.md" >&2; exit 1; }; }
+        || { echo "torch cannot be imported: no CPU build? Set TORCH_INDEX, see docker/wheelhouse/README.md" >&2; exit 1; }; }
 
 FROM environment AS package
 COPY pyproject.toml README.md LICENSE NOTICE understudy.py /source/

@@ -58,7 +58,7 @@ def test_all_gpus_are_taken_unless_told_otherwise(docker: Docker, project: Path)
 @pytest.mark.parametrize("left_out", sorted(MINE))
 def test_the_gpu_form_has_no_default_target_nor_pair(docker: Docker, project: Path, left_out: str) -> None:
     given = {name: value for name, value in MINE.items() if name != left_out}
-    with pytest.raises(AssertionError, match=f"set {left_out} to the folder"):
+    with pytest.raises(AssertionError, match=f": set {left_out} to the folder"):
         read(docker, project, "gpu", **given)
 
 
@@ -69,7 +69,7 @@ def test_the_scale_form_has_two_engines_and_a_gateway_before_both(docker: Docker
     assert set(services["gateway"]["depends_on"]) == {"engine", "engine-b"}
     assert "--config=/etc/understudy/two.yaml" in services["gateway"]["command"]
     assert "ports" not in services["engine-b"]
-    assert services["engine"]["build"]["dockerfile"] == services["engine-b"]["build"]["dockerfile"]
+    assert services["engine"]["build"] == services["engine-b"]["build"]
 
 
 def test_the_canary_form_gives_the_second_engine_its_own_pair(docker: Docker, project: Path) -> None:
