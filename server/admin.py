@@ -39,16 +39,20 @@ class Admin:
         )
 
     async def reload(self, request: Request) -> Response:
-        """Reads settings and tenants again, as SIGHUP does; 422 when the tenants file is bad and the old one stays in force."""
-        access = self._gateway.access
-        if self._gateway.reload_settings is not None:
-            self._gateway.reload_settings()
-        if access.path is None:
-            refusal = errors.Refusal(404, "there is no tenants file to read; start with --tenants FILE", "no_file")
-            return errors.response(refusal)
-        if not access.reload():
-            return errors.response(errors.Refusal(422, str(access.refused), "bad_tenants_file"))
-        return JSONResponse({"tenants": [tenant.name for tenant in access.tenants]})
+        """Reads settings and tenants again, as SIGHUP does, each for itself; 422 when one of them is bad and its old one stays."""
+        access, settings = self._gateway.access, self._gateway.reload_settings()
+        read_tenants = access.path is not None
+        if settings is None and not read_tenants:
+            message = "there is nothing to read again; start with --config FILE or --tenants FILE"
+            return errors.response(errors.Refusal(404, message, "no_file"))
+        bad_settings = settings.refused if settings is not None else None
+        bad_tenants = None if not read_tenants or access.reload() else access.refused
+        if bad_settings is not None or bad_tenants is not None:
+            found = {"settings": (settings is not None, bad_settings), "tenants": (read_tenants, bad_tenants)}
+            code = "bad_settings" if bad_settings is not None else "bad_tenants_file"
+            return errors.response(errors.Refusal(422, _outcomes(found), code))
+        names = [tenant.name for tenant in access.tenants] if read_tenants else None
+        return JSONResponse({"settings": settings and settings.as_dict(), "tenants": names})
 
     def _requests(self) -> dict[str, Any]:
         door, admission = self._gateway.door, self._gateway.door.admission
@@ -63,6 +67,12 @@ class Admin:
         if access.path is None:
             return None
         return {"path": str(access.path), "read_at": access.loaded_at, "refused": access.refused}
+
+
+def _outcomes(found: dict[str, tuple[bool, str | None]]) -> str:
+    """One line on what was read and what was refused, by what it is: whether there was a file, and what is wrong with it."""
+    read = {what: bad for what, (there, bad) in found.items() if there}
+    return "; ".join(f"{what}: read" if bad is None else f"{what}: refused ({bad})" for what, bad in read.items())
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

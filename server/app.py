@@ -29,6 +29,7 @@ from server.openapi import document
 from server.pools import unknown_model
 from server.reception import Reception
 from server.relay import BROKEN, Relay
+from server.reloading import Reloaded
 from server.settings import GatewaySettings
 from server.tracing import make_tracing
 from server.upstream import EngineFailed
@@ -61,6 +62,7 @@ class Gateway:
         self.watch = Watch(settings, self.metrics, fleet.pools)
         self.metrics.observe_with(self.watch.see)
         fleet.shares = self.watch.shares
+        fleet.alert = self.watch.alert_of_engine
         self.tracing = make_tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
         if self.tracing is not None:
             self.metrics.observe_with(self.tracing.see)
@@ -69,8 +71,8 @@ class Gateway:
         self.reception = Reception(settings, self.access)
         self.access_log = AccessLog() if settings.access_log else None
         self.watching = Watching(self.watch, door, fleet)
-        self.reload_settings: Callable[[], None] | None = None
-        """Reads the settings again, where they came from a place that can be read again."""
+        self.reload_settings: Callable[[], Reloaded | None] = lambda: None
+        """Reads the settings again; None where they came from no place that can be read again."""
         self.settings = settings
 
     def relay(self, route: Route) -> Relay:
@@ -175,6 +177,6 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in plain.items())
     app.router.routes.extend(gateway.watching.admin_routes() if settings.admin_port is None else [])
     app.router.routes.extend(gateway.watching.docs_routes(document(ROUTES, settings, VERSION)))
-    app.router.routes.extend(gateway.watching.page_routes() if settings.live_page else [])
+    app.router.routes.extend(gateway.watching.page_routes(settings.admin_port is None) if settings.live_page else [])
     app.state.gateway = gateway
     return app

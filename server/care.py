@@ -15,6 +15,8 @@ from stages.errors import CheckFailed, EngineError
 from stages.progress import log
 
 Clock = Callable[[], float]
+Alert = Callable[[str, str, str], object]
+"""Takes an engine's name, and a word and a line on what has become of it."""
 Intake = Callable[[EngineEntry], Awaitable[None]]
 """What an engine must pass before it gets requests; raises CheckFailed or EngineError where it does not."""
 
@@ -23,7 +25,7 @@ UNANSWERED_S = 5.0
 
 
 async def look_after(
-    member: Member, settings: GatewaySettings, intake: Callable[[], Intake | None], clock: Clock
+    member: Member, settings: GatewaySettings, intake: Callable[[], Intake | None], clock: Clock, alert: Alert
 ) -> None:
     """Goes on for as long as the gateway runs.
 
@@ -32,6 +34,7 @@ async def look_after(
         settings: how often it is probed.
         intake: gives what it must pass, which may change; None for nothing.
         clock: of the member's health.
+        alert: told of each turn for the worse or the better.
     """
     asking = set[asyncio.Task[None]]()
     try:
@@ -43,6 +46,8 @@ async def look_after(
                 task = asyncio.create_task(_ask_for_token(member, settings.stuck_s / 2, clock))
                 asking.add(task)
                 task.add_done_callback(asking.discard)
+            for word, line in member.turns(clock()):
+                alert(member.entry.name, word, line)
             with suppress(TimeoutError):
                 async with asyncio.timeout(settings.probe_every_s):
                     await member.nudge.wait()

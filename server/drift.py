@@ -114,8 +114,12 @@ class DriftGuard:
         self.expected = expected
         self.state = State.FRESH
         self.settings = settings
-        """Thresholds may be replaced while it runs; window and sample stay."""
         self._sums = SlidingSums(settings.window_s, settings.min_drafts)
+
+    def use(self, settings: DriftSettings) -> None:
+        """Other thresholds, window and size of the sample from now on; what was seen stays in it."""
+        self.settings = settings
+        self._sums.resize(settings.window_s, settings.min_drafts)
 
     def see(self, now: float, record: AcceptanceRecord) -> Turn | None:
         """Takes a request's record in; the turn when that changes the state."""

@@ -53,6 +53,7 @@ class EngineEntry(Settings):
     max_in_flight: int | None = Field(default=None, ge=1, description="further requests go to other engines or get 503")
     expected_acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     expected_mean_acceptance_length: float | None = Field(default=None, ge=1)
+    expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
 
     @field_validator("url")
     @classmethod
@@ -102,7 +103,7 @@ def resolve(entry: EngineEntry, environment: Mapping[str, str]) -> EngineEntry:
         found |= {"model": entry.model or serving.served_model_name, "pair": None}
         if "draft" not in entry.model_fields_set:
             found |= {"draft": draft_name_of(entry.pair, serving)}
-        for key in ("acceptance_rate", "mean_acceptance_length"):
+        for key in ("acceptance_rate", "mean_acceptance_length", "speedup"):
             stated = getattr(entry, f"expected_{key}")
             found[f"expected_{key}"] = stated if stated is not None or expected is None else getattr(expected, key)
     return EngineEntry.model_validate({**entry.model_dump(), **found})

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from server.breaker import BreakerState
-from server.care import Intake, look_after
+from server.care import Alert, Intake, look_after
 from server.errors import Refusal
 from server.facts import Facts
 from server.member import Member
@@ -54,6 +54,8 @@ class Fleet:
         """Requests by the pool they were sent to first, and why."""
         self.shares: Callable[[], Shares] = lambda: NO_SHARES
         """Asked at each request which pools get a share of the traffic only; replaced by who decides that."""
+        self.alert: Alert = lambda engine, word, line: None
+        """Told of engines' turns; replaced by who shows them."""
         self._draw = draw
         self._key = new_key()
         self._caring: list[asyncio.Task[None]] = []
@@ -67,7 +69,8 @@ class Fleet:
         """Makes the connections and begins to look after the engines."""
         for member in self.members.values():
             await member.upstream.open()
-            self._caring.append(asyncio.create_task(look_after(member, self.settings, lambda: self.intake, self.clock)))
+            caring = look_after(member, self.settings, lambda: self.intake, self.clock, self.alert)
+            self._caring.append(asyncio.create_task(caring))
 
     async def close(self) -> None:
         """Ends both."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from server.breaker import Breaker
+from server.breaker import Breaker, BreakerState
 from server.engine_list import EngineEntry
 from server.health import Health
 from server.prefixes import PrefixRecord
@@ -43,11 +43,32 @@ class Member:
         """Set when it should be probed now."""
         self.probed = asyncio.Event()
         """Set when it has been probed once."""
+        self._told_state: str | None = None
+        self._told_open = False
 
     @property
     def up(self) -> bool:
         """Whether it is there, found fit and not stuck."""
         return bool(self.health.reachable) and self.fit.is_set() and not self.health.stuck
+
+    @property
+    def state(self) -> str:
+        """In a word: up, stuck, or away, which it also is until it has been taken in."""
+        return "up" if self.up else "stuck" if self.health.stuck else "away"
+
+    def turns(self, now_s: float) -> list[tuple[str, str]]:
+        """What has changed since this was last asked, in a word and a line each; nothing before it has been up once."""
+        found, before, name = [], self._told_state, self.entry.name
+        if self.state != before and (before is not None or self.up):
+            self._told_state = self.state
+            word = "back" if self.up else self.state
+            found += [(word, f"engine {name} is {word}")] if before is not None else []
+        opened = self.breaker.state(now_s) is not BreakerState.CLOSED
+        if opened is not self._told_open:
+            self._told_open = opened
+            word, why = ("opened", "it failed again and again") if opened else ("closed", "it answers again")
+            found.append((f"breaker {word}", f"engine {name}: breaker {word}, because {why}"))
+        return found
 
     def renew(self) -> None:
         """Forgets what was known of the engine that was here before."""

@@ -128,7 +128,10 @@ def admin_document(settings: GatewaySettings, version: str) -> dict[str, Any]:
     status = made("status", "The gateway as it is now: phase, requests, tenants without keys, engines.", tag="admin")
     shown = {**made.of_both_ports(), **made.of_operators(), "/admin/status": status}
     paths = {path: {"get": one} for path, one in shown.items()}
-    failed = {"404": "There is no tenants file.", "422": "The tenants file is bad; what was read before stays."}
+    failed = {
+        "404": "There is neither a settings file nor a tenants file.",
+        "422": "Settings or tenants are bad; what was read of them before stays.",
+    }
     paths["/admin/reload"] = {"post": made("reload", "Reads settings and tenants again.", failed, tag="admin")}
     return _document("Understudy admin", paths, version)
 

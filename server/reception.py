@@ -109,7 +109,7 @@ class Visit:
             Refusal: 403 for a model that is not the tenant's, 429 when its tokens do not fit.
         """
         self.model = inbound.model
-        self._check_model(inbound.model or self._reception.served_model_name)
+        self._check_model(inbound.model or self._reception.only_model)
         if self._booking is None or self.tenant.tokens_per_minute is None:
             return
         bytes_per_token = self._reception.bytes_per_token
@@ -137,8 +137,8 @@ class Visit:
             **_budget_headers("tokens", budget.tokens, now),
         }
 
-    def _check_model(self, model: str) -> None:
-        if self.tenant.may_use(model):
+    def _check_model(self, model: str | None) -> None:
+        if model is None or self.tenant.may_use(model):
             return
         allowed = ", ".join(self.tenant.models or ())
         message = f"this key may not use the model {model[:100]!r}; it may use: {allowed}"
@@ -172,7 +172,9 @@ class Reception:
         self.now = now
         self.retry_after_s = settings.retry_after_s
         self.bytes_per_token = settings.prompt_bytes_per_token
-        self.served_model_name = settings.served_model_name
+        models = {pool.model for pool in settings.pools()}
+        self.only_model = models.pop() if len(models) == 1 else None
+        """What is meant by a request that names no model; None: routing refuses it, because there are several."""
         self._budgets: dict[str, Budget] = {}
         self._follow()
         access.changed.append(self._follow)

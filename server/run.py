@@ -27,7 +27,7 @@ from server.fleet import Fleet
 from server.http_limits import limited_protocol
 from server.intake import check_name, check_sampling
 from server.pair import Pair
-from server.reloading import reload
+from server.reloading import Reloaded, reload
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
 from stages.progress import log
@@ -319,14 +319,16 @@ class Service:
             gateway.access.reload()
         self._reload_settings()
 
-    def _reload_settings(self) -> None:
+    def _reload_settings(self) -> Reloaded | None:
+        """What came of it; None where there is no file to read."""
         if self._reread is None or self._server is None:
-            return
+            return None
         reread, own = self._reread, {"engine_url": self._settings.engine_url} if self._engine is not None else {}
         found = reload(self._settings, lambda: reread().model_copy(update=own), log)
-        if found is not None:
-            self._settings = found
-            gateway_of(self._server).watch.reload(found)
+        if found.changed:
+            self._settings = found.settings
+            gateway_of(self._server).watch.reload(found.settings)
+        return found
 
 
 def loop_factory() -> Callable[[], Loop]:
@@ -368,7 +370,7 @@ def serve(
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     fill_in = partial(gateway_settings, pair) if pair is not None else lambda settings: settings
-    settings = fill_in(settings)
+    settings = fill_in(settings).checked()
     Access(settings)  # a bad tenants file is said now, not when an engine has been started
     engine = None
     if settings.engines and pair is not None:

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from server.breaker import BreakerRule
 from server.drift import DriftSettings, Expected
 from server.engine_list import EngineEntry, check_names, read_base_url, resolve
-from server.sharing import CanarySettings
+from server.pools import Pool, make_pools
+from server.sharing import CanarySettings, check_canary
 from stages.settings import Settings
 
 KIB, MIB = 2**10, 2**20
@@ -123,6 +124,20 @@ class GatewaySettings(Settings):
         """With what pairs and the environment say of the engines filled in."""
         return self.model_copy(update={"engines": tuple(resolve(entry, environment) for entry in self.engines)})
 
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools of the engines, which need not run yet."""
+        listed = [(entry.name, entry.served_model, entry.draft) for entry in self.engines]
+        return make_pools(listed or [(ONLY, self.served_model_name, self.draft_name)])
+
+    def checked(self) -> GatewaySettings:
+        """The same, once pairs have been read, if what it says of its engines' drafts can be.
+
+        Raises:
+            InputError: the canary is nobody's draft.
+        """
+        check_canary(self.canary, {pool.name: pool.draft for pool in self.pools()})
+        return self
+
     def entries(self) -> tuple[EngineEntry, ...]:
         """All engines: those of the list, or the one at ``engine_url``."""
         if self.engines:
@@ -132,6 +147,7 @@ class GatewaySettings(Settings):
             "name": ONLY, "url": self.engine_url, "model": self.served_model_name, "draft": self.draft_name,
             "expected_acceptance_rate": self.expected_acceptance_rate,
             "expected_mean_acceptance_length": self.expected_mean_acceptance_length,
+            "expected_speedup": self.expected_speedup,
         }  # fmt: skip
         return (EngineEntry.model_construct(**fields),)
 
@@ -142,4 +158,12 @@ class GatewaySettings(Settings):
             length, rate = entry.expected_mean_acceptance_length, entry.expected_acceptance_rate
             if entry.draft is not None and length is not None:
                 found.setdefault((entry.served_model, entry.draft), Expected(length, rate))
+        return found
+
+    def expected_speedups(self) -> dict[tuple[str, str], float]:
+        """Likewise of drafts' speed-up, which only people look at."""
+        found: dict[tuple[str, str], float] = {}
+        for entry in self.entries():
+            if entry.draft is not None and entry.expected_speedup is not None:
+                found.setdefault((entry.served_model, entry.draft), entry.expected_speedup)
         return found

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from stages.errors import InputError
 from stages.settings import Settings
 
 
@@ -27,6 +28,22 @@ class CanarySettings(Settings):
     def is_it(self, pool: str, draft: str | None) -> bool:
         """Whether a pool is the canary's."""
         return pool == self.pool or (draft is not None and draft == self.draft)
+
+
+def check_canary(canary: CanarySettings | None, pools: Mapping[str, str | None]) -> None:
+    """Refuses a canary that is none of the pools, which are given as for `shares`.
+
+    Raises:
+        InputError: names what there is instead.
+    """
+    if canary is None or any(canary.is_it(name, draft) for name, draft in pools.items()):
+        return
+    drafts = dict.fromkeys(draft for draft in pools.values() if draft is not None)
+    what, given, known = ("pool", canary.pool, pools) if canary.pool else ("draft", canary.draft, drafts)
+    there_are = ", ".join(known) or "none"
+    raise InputError(
+        f"canary: no engine has the {what} {given!r}; there are {there_are}; name one, or leave 'canary' out"
+    )
 
 
 def shares(

@@ -17,11 +17,15 @@ class SlidingSums:
     SLICES = 20
 
     def __init__(self, window_s: float, keep_at_least: float = 0):
+        self.resize(window_s, keep_at_least)
+        self._slices: deque[tuple[float, list[float]]] = deque()
+        self._sums: list[float] = []
+
+    def resize(self, window_s: float, keep_at_least: float) -> None:
+        """Another window and minimum from now on. What was added stays; slices made before keep their length until they expire."""
         self._slice_s = window_s / self.SLICES
         self._window_s = window_s
         self._keep_at_least = keep_at_least
-        self._slices: deque[tuple[float, list[float]]] = deque()
-        self._sums: list[float] = []
 
     def add(self, now: float, *row: float) -> None:
         """Adds a row; rows may grow longer, never shorter."""

@@ -48,12 +48,13 @@ class Watch:
         self._clock = clock
         self._tell = tell
         self._guards = {key: self._guard(key, expected) for key, expected in settings.expected().items()}
+        self._speedups = settings.expected_speedups()
         self._figures = {key: PoolFigures() for key in self._pools}
         self._throughput = Throughput()
         self._comparison = Comparison()
         self._shares = self._decide()
         self.alerts: deque[dict[str, Any]] = deque(maxlen=ALERTS)
-        """The latest first."""
+        """The latest first: turns of drafts, and of engines."""
 
     def see(self, route: str, exchange: Exchange) -> None:
         """Takes a finished request of any route in; those that no engine was asked for say nothing here."""
@@ -77,14 +78,14 @@ class Watch:
         return self._shares
 
     def reload(self, settings: GatewaySettings) -> None:
-        """Takes over a new canary (of another pool or draft, the comparison begins anew) and new thresholds."""
+        """Takes over a new canary (of another pool or draft, the comparison begins anew) and new settings of drift."""
         before, now = self._settings.canary, settings.canary
         named = [canary and (canary.pool, canary.draft) for canary in (before, now)]
         self._settings = self._settings.model_copy(update={"canary": now, "drift": settings.drift})
         if named[0] != named[1]:
             self._comparison = Comparison()
         for guard in self._guards.values():
-            guard.settings = settings.drift
+            guard.use(settings.drift)
         self._shares = self._decide()
 
     def canary_report(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Watch:
             return found
         guard = self._guards.get(key)
         plain = self._figures.get((pool.model, NO_DRAFT))
-        expected = self._settings.expected_speedup if pool.draft == self._settings.draft_name else None
+        expected = self._speedups.get(key)
         length, tokens = figures["mean_acceptance_length"], figures["draft_tokens_per_draft"]
         expected_length = guard.expected.at(tokens or math.inf) if guard else None
         speedup = speedups(expected, expected_length, length, figures["tpot_s"], plain.tpot_s(now) if plain else None)
@@ -129,11 +130,17 @@ class Watch:
             found |= shares(pools, stale, self._settings.drift.probing_share, self._settings.canary)
         return found
 
+    def alert_of_engine(self, engine: str, state: str, text: str) -> None:
+        """Notes that an engine went, came back, or is left alone or not by its breaker; the log has its own lines of that."""
+        self._note({"engine": engine, "state": state, "text": text})
+
     def _alert(self, turn: Turn) -> None:
         self._shares = self._decide()
         self._tell(turn.line())
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.alerts.appendleft({"at": at, "draft": turn.draft, "state": turn.state.value, "text": turn.line()})
+        self._note({"draft": turn.draft, "state": turn.state.value, "text": turn.line()})
+
+    def _note(self, alert: dict[str, str]) -> None:
+        self.alerts.appendleft({"at": datetime.now(UTC).isoformat(timespec="seconds"), **alert})
 
     def _guard(self, key: Labels, expected: Expected) -> DriftGuard:
         self._metrics.drift(key, False, None)

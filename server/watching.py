@@ -24,6 +24,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
 }
 """What the live page is made of; nothing of it comes from anywhere else."""
+METRICS_LINK = b'<a href="metrics">metrics</a> \xc2\xb7 '
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:",
@@ -67,9 +68,10 @@ class Watching:
         answers = (("/openapi.json", made[0]), ("/docs", made[1]))
         return [Route(path, _same(answer), methods=["GET"]) for path, answer in answers]
 
-    def page_routes(self) -> list[Route]:
-        """The live page: its files and its figures."""
-        files = [Route(path, _file(name, kind), methods=["GET"]) for path, (name, kind) in FILES.items()]
+    def page_routes(self, with_metrics: bool) -> list[Route]:
+        """The live page: its files and its figures; without a link to the metrics where those are on another port."""
+        left_out = b"" if with_metrics else METRICS_LINK
+        files = [Route(path, _file(name, kind, left_out), methods=["GET"]) for path, (name, kind) in FILES.items()]
         return [*files, Route("/live.json", self.live, methods=["GET"])]
 
     def admin_routes(self) -> list[Route]:
@@ -80,13 +82,12 @@ class Watching:
 def engine_facts(name: str, member: Member) -> dict[str, Any]:
     """One engine; not its address, which is nobody's business here."""
     entry = member.entry
-    state = "up" if member.up else "stuck" if member.health.stuck else "away"
     pool = f"{entry.served_model}/{entry.draft or NO_DRAFT}"
-    return {"name": name, "pool": pool, "state": state, "in_flight": member.health.running}
+    return {"name": name, "pool": pool, "state": member.state, "in_flight": member.health.running}
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    return _same(Response((FOLDER / name).read_bytes(), media_type=kind, headers=HEADERS))
+def _file(name: str, kind: str, left_out: bytes) -> Callable[[Request], Awaitable[Response]]:
+    return _same(Response((FOLDER / name).read_bytes().replace(left_out, b""), media_type=kind, headers=HEADERS))
 
 
 def _same(made: Response) -> Callable[[Request], Awaitable[Response]]:

@@ -139,6 +139,40 @@ async def test_an_engine_that_cannot_be_asked_is_asked_again(monkeypatch: pytest
         assert len(asked) == 3
 
 
+async def test_turns_of_an_engine_are_told_once_each() -> None:
+    async def intake(entry: EngineEntry) -> None:
+        return
+
+    told: list[str] = []
+    engine = Replay()
+    async with engine.running():
+        entries = [{"name": "e0", "url": engine.url, "model": "m", "draft": "d"}]
+        fields = {"engines": entries, "probe_every_s": 0.01, "breaker_failures": 1, "breaker_open_s": 0.05}
+        one = Fleet(GatewaySettings.model_validate(fields), intake)
+        one.alert = lambda name, word, line: told.append(f"{name} {word}")
+        await one.open()
+        (member,) = one.members.values()
+        await until(lambda: member.up)
+        with suppress(EngineFailed), one.attempt(Facts("m")):
+            raise EngineFailed
+        await until(lambda: told == ["e0 breaker opened"])
+        await until(lambda: member.breaker.admits(one.clock()))
+        with one.attempt(Facts("m")) as trial:
+            trial.head(200)
+            await until(lambda: told[1:] == ["e0 breaker closed"])
+        await engine.kill()
+        await until(lambda: told[2:] == ["e0 away"])
+        async with engine.running():
+            await until(lambda: told[3:] == ["e0 back"])
+            member.health.stuck = True
+            await until(lambda: told[4:] == ["e0 stuck"])
+            member.health.progress(one.clock())
+            await until(lambda: told[5:] == ["e0 back"])
+            await asyncio.sleep(0.1)
+        assert len(told) == 6
+        await one.close()
+
+
 async def test_who_has_seen_the_prompt_is_asked_again() -> None:
     async def intake(entry: EngineEntry) -> None:
         return

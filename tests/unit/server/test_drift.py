@@ -54,6 +54,20 @@ def test_a_small_sample_decides_nothing() -> None:
     assert len(feed(guard, 10, 1.0, requests=1)) == 1
 
 
+def test_other_settings_hold_for_the_sample_too() -> None:
+    """Window and size of the sample must go together, or few drafts never come to be enough, or old ones decide."""
+    guard = DriftGuard("d", Expected(2.0), SETTINGS)
+    feed(guard, 0, 2.0, requests=10)
+    guard.use(SETTINGS.model_copy(update={"min_drafts": 300}))
+    assert guard.length(10) is None
+    feed(guard, 10, 2.0, requests=20, step_s=50)
+    assert guard.length(5000) == 2.0, (
+        "what was seen before counts, and old drafts stay until there are enough newer ones"
+    )
+    guard.use(SETTINGS.model_copy(update={"min_drafts": 10, "window_s": 10}))
+    assert len(feed(guard, 5000, 1.0, requests=1)) == 1
+
+
 def test_little_traffic_decides_too_if_only_later() -> None:
     """The probing share of a quiet gateway must be enough to come back by."""
     guard = DriftGuard("d", Expected(2.0), SETTINGS)

@@ -23,7 +23,7 @@ def pair(tmp_path: Path) -> Path:
     serving = {
         "schema_version": 1, "served_model_name": "named", "target": checkpoint, "draft": checkpoint,
         "speculative_config": {"method": "draft_model", "num_speculative_tokens": 4}, "max_model_len": 8,
-        "expected": {"acceptance_rate": 0.5, "mean_acceptance_length": 2.5},
+        "expected": {"acceptance_rate": 0.5, "mean_acceptance_length": 2.5, "speedup": 1.5},
     }  # fmt: skip
     (tmp_path / "serving.json").write_text(json.dumps(serving))
     return tmp_path
@@ -58,6 +58,8 @@ def test_a_pair_gives_names_and_figures_without_its_folders(pair: Path) -> None:
     first, second = given.resolved({}).entries()
     assert (first.served_model, first.draft) == ("named", "small")
     assert (first.expected_acceptance_rate, first.expected_mean_acceptance_length) == (0.5, 2.5)
+    assert first.expected_speedup == 1.5
+    assert given.resolved({}).expected_speedups() == {("named", "small"): 1.5}
     assert (second.served_model, second.draft) == ("m", None), "what the entry says goes first"
 
 

@@ -115,6 +115,22 @@ def test_models_that_are_not_its_own(path: Path) -> None:
         assert caught.value.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("served", "refused"), [(["reference"], None), (["other"], 403), (["reference", "other"], None)]
+)
+def test_without_a_name_the_only_model_of_a_list_is_meant(path: Path, served: list[str], refused: int | None) -> None:
+    """Of several none is meant: routing says so with a 400."""
+    house = House(path, models=["reference"])
+    engines = [{"name": name, "url": f"http://{name}:1", "model": name} for name in served]
+    house.reception = Reception(GatewaySettings.model_validate({"engines": engines}), house.access, lambda: house.now)
+    try:
+        house.asked()
+    except Refusal as refusal:
+        assert refusal.status == refused  # noqa: PT017
+    else:
+        assert refused is None
+
+
 def test_a_place_is_given_back_when_a_later_step_refuses(path: Path) -> None:
     house = House(path, concurrent_requests=1, models=["other"])
     for _ in range(3):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.sharing import CanarySettings, shares
+from server.sharing import CanarySettings, check_canary, shares
 from stages.errors import InputError
 from stages.settings import validate
 
@@ -20,6 +20,22 @@ def test_a_canary_takes_its_share_by_pool_or_by_draft() -> None:
     assert shares(POOLS, set(), 0.05, CANARY) == {"m/new": 0.1}
     assert shares(POOLS, set(), 0.05, CanarySettings(pool="m/new", share=0.2)) == {"m/new": 0.2}
     assert shares(POOLS, set(), 0.05, CanarySettings(pool="m/other")) == {}
+
+
+@pytest.mark.parametrize(
+    ("canary", "pools", "message"),
+    [({"draft": "nwe"}, POOLS, "no engine has the draft 'nwe'; there are old, new; name one, or leave 'canary' out"),
+     ({"pool": "m/nwe"}, POOLS, "no engine has the pool 'm/nwe'; there are m/old, m/new, m/none"),
+     ({"draft": "none"}, {"m/none": None}, "no engine has the draft 'none'; there are none")],
+)  # fmt: skip
+def test_a_canary_that_nobody_is_is_refused(canary: dict[str, str], pools: dict[str, str | None], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_canary(CanarySettings.model_validate(canary), pools)
+
+
+def test_a_canary_that_there_is_or_none_at_all_is_not_refused() -> None:
+    for canary in (None, CANARY, CanarySettings(pool="m/none")):
+        check_canary(canary, POOLS)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

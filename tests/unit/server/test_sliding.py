@@ -8,6 +8,20 @@ from server.sliding import SlidingSums
 ROWS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), max_size=40)
 
 
+def test_another_window_keeps_what_was_added() -> None:
+    sums = SlidingSums(window_s=100)
+    for now in range(100):
+        sums.add(now, 1)
+    sums.resize(1000, 0)
+    assert sums.sums(900) == (100,)
+    sums.resize(10, 0)
+    assert sums.sums(900) == (0,)
+    sums.resize(10, 5)
+    for now in range(900, 910):
+        sums.add(now, 1)
+    assert sums.sums(5000) == (5,), "of old ones, as many stay as are wanted at least"
+
+
 @given(ROWS, st.integers(0, 200))
 def test_sums_are_those_of_the_window_but_for_one_slice(rows: list[tuple[int, int]], later: int) -> None:
     """Against all rows kept: what is surely inside counts, what is surely outside does not."""

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from starlette.requests import Request
 
+from server.admin import Admin
 from server.door import Phase
 from server.engine import bind
+from server.reloading import Reloaded
 from server.run import make_admin_server
 from server.tenants import hash_key
 from tests.unit.server.answers import BODY, CHAT, DONE, ONE, USAGE, error_of, half_request
@@ -154,6 +157,35 @@ def spoil(file: Path) -> None:
     file.write_text("tenants: []")
 
 
+@pytest.mark.parametrize(
+    ("there", "settings", "good_file", "status", "told"),
+    [(False, None, True, 404, "nothing to read again"), (False, "read", True, 200, ["drift"]),
+     (False, "bad", True, 422, "settings: refused (no such key)"), (True, "read", True, 200, ["drift"]),
+     (True, "bad", True, 422, "settings: refused (no such key); tenants: read"),
+     (True, "read", False, 422, "settings: read; tenants: refused ("), (True, None, False, 422, "tenants: refused (")],
+)  # fmt: skip
+async def test_a_reload_tells_what_came_of_settings_and_of_tenants(
+    gateway: Gateway, file: Path, there: bool, settings: str | None, good_file: bool, status: int, told: object
+) -> None:
+    async with gateway(whole(BODY), tenants_file=file if there else None) as running:
+        outcomes = {
+            "read": Reloaded(running.gateway.settings, ("drift",)),
+            "bad": Reloaded(running.gateway.settings, refused="no such key"),
+        }
+        running.gateway.reload_settings = lambda: outcomes.get(settings or "")
+        if not good_file:
+            spoil(file)
+        request = Request({"type": "http", "method": "POST", "path": "/admin/reload", "headers": []})
+        answer = await Admin(running.gateway).reload(request)
+        shown = json.loads(bytes(answer.body))
+        assert answer.status_code == status
+        if status == 200:
+            assert shown["settings"]["changed"] == told
+            assert shown["tenants"] == (["a", "b"] if there else None)
+        else:
+            assert str(told) in shown["error"]["message"]
+
+
 async def test_the_admin_port(gateway: Gateway, file: Path) -> None:
     async with gateway(whole(BODY), tenants_file=file, admin_port=0) as running:
         assert (await ask(running, f"{running.url}/metrics"))[0] == 404
@@ -168,7 +200,9 @@ async def test_the_admin_port(gateway: Gateway, file: Path) -> None:
             status, shown = await ask(running, f"{url}/admin/status")
             assert (status, shown["phase"], shown["engines"][0]["state"]) == (200, "serving", "up")
             assert [tenant["name"] for tenant in shown["tenants"]] == ["a", "b"]
-            assert await ask(running, f"{url}/admin/reload", "POST") == (200, {"tenants": ["a", "b"]})
+            assert await ask(running, f"{url}/admin/reload", "POST") == (
+                200, {"settings": None, "tenants": ["a", "b"]},
+            )  # fmt: skip
             spoil(file)
             assert (await ask(running, f"{url}/admin/reload", "POST"))[0] == 422
             assert (await ask(running, f"{url}/v1/models"))[0] == 404

@@ -73,6 +73,35 @@ def test_the_canary_is_compared_and_can_be_replaced_while_serving() -> None:
     assert watched.watch.canary_report()["canary"] is None
 
 
+def test_a_smaller_sample_holds_for_drafts_that_were_seen_before() -> None:
+    watched = Watched()
+    watched.see("m/d", 1.0, requests=5)
+    watched.watch.reload(SETTINGS.model_copy(update={"drift": DriftSettings(min_drafts=300)}))
+    watched.see("m/d", 1.0, requests=24)
+    assert watched.watch.shares() == {}
+    watched.see("m/d", 1.0)
+    assert watched.watch.shares() == {"m/d": 0.05}
+
+
+def test_of_a_list_each_draft_has_the_figures_of_its_own_pair() -> None:
+    engines = [
+        {"name": "a", "url": "http://a", "model": "m", "draft": "d", "expected_mean_acceptance_length": 2, "expected_speedup": 1.5},
+        {"name": "b", "url": "http://b", "model": "m", "draft": "new", "expected_mean_acceptance_length": 3, "expected_speedup": 1.8},
+    ]  # fmt: skip
+    settings = GatewaySettings.model_validate({"engines": engines})
+    figures = Watch(settings, Metrics(settings), POOLS, lambda: 0.0).figures()
+    shown = {pool["draft"]: pool for pool in figures["pools"]}
+    assert [shown[draft]["speedup"]["expected"] for draft in ("d", "new")] == [1.5, 1.8]
+    assert [shown[draft]["expected_mean_acceptance_length"] for draft in ("d", "new")] == [2, 3]
+
+
+def test_engines_turns_stand_among_the_alerts_the_latest_first() -> None:
+    watched = Watched()
+    watched.see("m/d", 1.0, requests=10)
+    watched.watch.alert_of_engine("a", "away", "engine a is away")
+    assert [alert["text"][:14] for alert in watched.watch.alerts] == ["engine a is aw", "drift: draft '"]
+
+
 def test_new_thresholds_are_taken_over() -> None:
     watched = Watched()
     watched.watch.reload(SETTINGS.model_copy(update={"drift": DriftSettings(min_drafts=10, probing_share=0.2)}))
