@@ -383,7 +383,7 @@ def loadtest(
         raise InputError("give a pair, or --url (and --url-draft) of servers that run already")
     load = settings_from(LoadSettings, config, set_)
     keys, thresholds = load.keys(os.environ), [parse_threshold(text) for text in fail_if]
-    check_ready(load)
+    check_ready(load, thresholds, ["plain", "draft"] if pair or url_draft else ["plain"])
     if pair is None:
         addresses = {"plain": url or ""} | ({"draft": url_draft} if url_draft else {})
         record = loadtest(addresses, load, out, keys)

@@ -50,6 +50,7 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
     class Watched(harness.models.huggingface.HFLM):
         """Shows progress of each kind of request in place of the harness's bars."""
 
+        batch_size_per_gpu: int
         advance: Advance = staticmethod(lambda amount=1, note="": None)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
