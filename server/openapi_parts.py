@@ -142,7 +142,8 @@ def request_body(route: Route, settings: GatewaySettings) -> dict[str, Any]:
     """The schema of a request body: the fields that the gateway reads; in strict mode all that may be in it."""
     fields: dict[str, Any] = {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}}
     fields |= {name: {"description": "not forwarded"} for name in NOT_FORWARDED}
-    fields |= {name: {"description": "limit of the output"} for name in OUTPUT_FIELDS[route.name]}
+    whole_number = {"type": ["integer", "null"], "description": "limit of the output"}
+    fields |= dict.fromkeys(OUTPUT_FIELDS[route.name], whole_number)
     if route.samples:
         refused = {"description": "refused with 400 where every engine has a draft"}
         fields |= {"min_p": refused, "logit_bias": refused}
