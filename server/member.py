@@ -8,7 +8,7 @@ from server.breaker import Breaker, BreakerState
 from server.engine_list import EngineEntry
 from server.health import Health
 from server.prefixes import PrefixRecord
-from server.settings import GatewaySettings
+from server.settings import ONLY, GatewaySettings
 from server.upstream import Upstream
 
 
@@ -58,16 +58,17 @@ class Member:
 
     def turns(self, now_s: float) -> list[tuple[str, str]]:
         """What has changed since this was last asked, in a word and a line each; nothing before it has been up once."""
-        found, before, name = [], self._told_state, self.entry.name
+        found, before = [], self._told_state
+        who = "the engine" if self.entry.name == ONLY else f"engine {self.entry.name}"
         if self.state != before and (before is not None or self.up):
             self._told_state = self.state
             word = "back" if self.up else self.state
-            found += [(word, f"engine {name} is {word}")] if before is not None else []
+            found += [(word, f"{who} is {word}")] if before is not None else []
         opened = self.breaker.state(now_s) is not BreakerState.CLOSED
         if opened is not self._told_open:
             self._told_open = opened
             word, why = ("opened", "it failed again and again") if opened else ("closed", "it answers again")
-            found.append((f"breaker {word}", f"engine {name}: breaker {word}, because {why}"))
+            found.append((f"breaker {word}", f"{who}: breaker {word}, because {why}"))
         return found
 
     def renew(self) -> None:

@@ -85,8 +85,9 @@ def test_a_smaller_sample_holds_for_drafts_that_were_seen_before() -> None:
 
 def test_of_a_list_each_draft_has_the_figures_of_its_own_pair() -> None:
     engines = [
-        {"name": "a", "url": "http://a", "model": "m", "draft": "d", "expected_mean_acceptance_length": 2, "expected_speedup": 1.5},
-        {"name": "b", "url": "http://b", "model": "m", "draft": "new", "expected_mean_acceptance_length": 3, "expected_speedup": 1.8},
+        {"name": name, "url": f"http://{name}", "model": "m", "draft": draft, "expected_mean_acceptance_length": length,
+         "expected_speedup": speedup}
+        for name, draft, length, speedup in (("a", "d", 2, 1.5), ("b", "new", 3, 1.8))
     ]  # fmt: skip
     settings = GatewaySettings.model_validate({"engines": engines})
     figures = Watch(settings, Metrics(settings), POOLS, lambda: 0.0).figures()

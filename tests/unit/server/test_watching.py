@@ -38,13 +38,28 @@ async def test_the_live_figures_follow_the_requests(gateway: Gateway) -> None:
         assert pool["speedup"]["from_acceptance"] == pytest.approx(1.5 * 2.2 / 2.0)
 
 
-async def test_the_page_brings_all_it_needs_along(gateway: Gateway) -> None:
-    async with gateway([]) as running:
+async def test_an_engine_that_goes_and_comes_back_stands_among_the_alerts(gateway: Gateway) -> None:
+    async with gateway([], probe_every_s=0.02) as running:
+        member = running.gateway.fleet.members["engine"]
+        await running.until(lambda: member.up)
+        await running.engine.kill()
+        await running.until(lambda: len(running.gateway.watch.alerts) == 1)
+        async with running.engine.running():
+            await running.until(lambda: len(running.gateway.watch.alerts) == 2)
+            alerts = json.loads((await get(running, "/live.json"))[2])["alerts"]
+    assert [(alert["engine"], alert["state"]) for alert in alerts] == [("engine", "back"), ("engine", "away")]
+    assert [alert["text"] for alert in alerts] == ["the engine is back", "the engine is away"]
+
+
+@pytest.mark.parametrize("admin_port", [None, 0])
+async def test_the_page_brings_all_it_needs_along(gateway: Gateway, admin_port: int | None) -> None:
+    async with gateway([], admin_port=admin_port) as running:
         status, headers, page = await get(running, "/")
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
         assert "default-src 'none'" in headers["content-security-policy"]
         for path in re.findall(r'(?:src|href)="([^":]+)"', page.decode()):
             assert (await get(running, f"/{path}"))[0] == 200, path
+        assert (b'href="metrics"' in page) is (admin_port is None)
     assert not any(re.search(r"(https?:)?//[a-z]", file.read_text()) for file in FOLDER.iterdir())
 
 
