@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from server.engine import bind
-from server.run import make_server
+from server.run import loop_factory, make_server
 from server.settings import GatewaySettings
 from stages.errors import EngineError
 
@@ -111,7 +111,8 @@ async def _run(settings: GatewaySettings) -> None:
 def main() -> None:
     """The child: settings on the first line of standard input, the port on standard output, the end at end of input."""
     settings = GatewaySettings.model_validate_json(sys.stdin.buffer.readline())
-    asyncio.run(_run(settings))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_run(settings))
 
 
 if __name__ == "__main__":
