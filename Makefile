@@ -65,7 +65,7 @@ results-draft: setup-suffix compiled
 	$(RUN) sweep recipes/levers.yaml
 	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch, draft_parallel: $(LEVERS)/drafts/in-one-pass}' \
-		--set prompts_per_kind=32 --set max_tokens=48 --set repeats=1 --set block_size=16 \
+		--set prompts_per_kind=24 --set max_tokens=48 --set repeats=1 --set block_size=12 \
 		--set 'concurrencies=[1, 2, 4, 8, 16]'
 	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
