@@ -42,6 +42,15 @@ def promtool() -> None:
         leave_out(f"no promtool: {reason}")
 
 
+@pytest.fixture(scope="session")
+def chromium() -> None:
+    """Debian's Chromium, likewise."""
+    try:
+        install({"chromium": "chromium"})
+    except NoDocker as reason:
+        leave_out(f"no Chromium: {reason}")
+
+
 def leave_out(reason: str) -> NoReturn:
     """Skips what cannot be run here; in CI that is a failure."""
     if os.environ.get("CI") == "true":

@@ -6,14 +6,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = {
     "dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap", "promtool": "prometheus",
-    "busybox": "busybox-static",
+    "busybox": "busybox-static", "iptables": "iptables",
 }  # fmt: skip
 START_S = 60.0
 
@@ -52,15 +52,19 @@ class Docker:
         return sorted(done.stdout.splitlines())
 
 
-def install() -> None:
-    """Installs what is missing of Docker, compose and promtool, where that can be done."""
-    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+def install(packages: Mapping[str, str] = PACKAGES) -> None:
+    """Installs what is missing, Docker, compose and promtool if nothing else is asked for, where that can be done.
+
+    Args:
+        packages: Debian's package of each program.
+    """
+    missing = [package for program, package in packages.items() if shutil.which(program) is None]
     if not missing:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise NoDocker(f"{', '.join(missing)} missing, and only root on Debian could install them here")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", "iptables", *missing]):
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
         done = subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise NoDocker(f"apt-get {command[0]} failed: {done.stderr.strip()[-300:]}")
