@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from drafts.methods import wants_suffix
 from server.pair import read_pair
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +112,7 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     serving = json.loads((built / "out" / "pair" / "serving.json").read_text())
-    methods = {"plain", "ngram"}
+    methods = {"plain", "ngram", *(["suffix"] if wants_suffix(None) else [])}
     if serving["draft"]:
         in_one_pass = serving["speculative_config"].get("parallel_drafting", False)
         methods |= {"draft", "draft_sequential" if in_one_pass else "draft_parallel"}
