@@ -171,6 +171,32 @@ def proxy_line(said: dict[str, Any]) -> str:
     return f"- {said['proxy']} {said['version']}: {keys}; {before} MiB before, {after} MiB after"
 
 
+OURS = "understudy"
+CPU = {"whole": "cpu_s_per_request", "stream": "cpu_s_per_1000_chunks"}
+"""What a proxy's work is counted by, for each shape."""
+
+
+def against(rows: list[dict[str, Any]], other: str) -> list[float]:
+    """Our CPU seconds over another proxy's, in every cell that both have."""
+    cells = {(row["proxy"], row["shape"], row["connections"]): row[CPU[row["shape"]]] for row in rows}
+    places = [(shape, connections) for name, shape, connections in cells if name == other]
+    pairs = [(cells.get((OURS, *place)), cells[other, *place]) for place in places]
+    return [mine / theirs for mine, theirs in pairs if mine and theirs]
+
+
+def in_short(rows: list[dict[str, Any]]) -> str:
+    """Our figures over the others', and what we add to a first byte."""
+    said = []
+    if smg := against(rows, "smg"):
+        said.append(f"{min(smg):.1f} to {max(smg):.1f} times the CPU of smg (Rust)")
+    if litellm := against(rows, "litellm"):
+        said.append(f"1/{1 / min(litellm):.1f} to 1/{1 / max(litellm):.1f} of LiteLLM's")
+    added = [row["added_ttfb_p50_s"] for row in rows if row["proxy"] == OURS and row["added_ttfb_p50_s"] is not None]
+    if added:
+        said.append(f"{1e3 * min(added):.1f} to {1e3 * max(added):.1f} ms added to the first byte (p50)")
+    return f"Understudy, keys and metrics on, access log off: {', '.join(said)}." if said else ""
+
+
 def gateway(record: dict[str, Any]) -> str:
     """The sections on the gateway: beside other proxies, and what it promises."""
     parts = [overhead(record)] if record.get("overhead") else []
@@ -196,6 +222,7 @@ def overhead(record: dict[str, Any]) -> str:
             "of the proxy's process tree; for streams per 1,000 chunks it includes the requests themselves.",
             f"Upstream is our own streamer, which replays bytes. Its ceiling with our client, without a proxy: "
             f"{ceiling['requests_per_s']:,.0f} requests/s in one piece, {ceiling['chunks_per_s']:,.0f} chunks/s.",
+            *([short] if (short := in_short(record["overhead"])) else []),
             "\n".join(lines),
             "\n".join(proxy_line(said) for said in record["proxies"]),
         ]

@@ -14,7 +14,7 @@ from benchmarks.gateway import Plan, add_differences, cpu_s, memory_bytes, perce
 from benchmarks.gateway_load import Load, Result, dechunked, run
 from benchmarks.gateway_streamer import Plan as Answers
 from benchmarks.gateway_streamer import Streamer
-from benchmarks.render import gateway
+from benchmarks.render import against, gateway, in_short
 
 
 def ask(stream: bool, **fields: Any) -> Result:
@@ -108,6 +108,27 @@ def test_rows_hold_the_median_and_the_range_and_the_section_shows_them() -> None
     assert "| direct |" not in text
     assert "- smg: no figures, pip install smg failed" in text
     assert "1 MiB before, 2 MiB after" in text
+
+
+def test_our_work_is_told_over_the_others() -> None:
+    rows = []
+    for name, cpu, added in (
+        ("smg", 0.001, 0.0005),
+        ("litellm", 0.02, 0.02),
+        ("understudy", 0.002, 0.0015),
+        ("direct", None, 0.0),
+    ):
+        for shape in ("whole", "stream"):
+            rows.append({
+                "proxy": name, "shape": shape, "connections": 8, "cpu_s_per_request": cpu, "added_ttfb_p50_s": added,
+                "cpu_s_per_1000_chunks": None if cpu is None or shape == "whole" else cpu * (3 if name == "understudy" else 2),
+            })  # fmt: skip
+    assert against(rows, "smg") == pytest.approx([2.0, 3.0])
+    assert in_short(rows) == (
+        "Understudy, keys and metrics on, access log off: 2.0 to 3.0 times the CPU of smg (Rust), 1/10.0 to 1/6.7 of LiteLLM's, "
+        "1.5 to 1.5 ms added to the first byte (p50)."
+    )
+    assert in_short([]) == ""
 
 
 def test_percentiles_and_sizes() -> None:
