@@ -15,6 +15,8 @@ COLOURS = {
     "plain": "#8a8f98", "ngram": "#d98e32", "suffix": "#b5532d", "sibling": "#6a9a4a", "draft": "#2f6fb0",
     "draft_parallel": "#7a5aa6", "chosen": "#12355b",
 }  # fmt: skip
+OTHER = "#2a9d8f"
+"""Colour of drafts with names of their own."""
 SUFFIX = "suffix decoding"
 WAYS = {"draft": "one by one", "parallel": "in one pass"}
 
@@ -135,7 +137,7 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]], temperature: float) -> None
         own = {(row["kind"], load(row)): row for row in chosen if row["method"] == method}
         heights = [own[place]["speedup"] for place in places]
         x = [i + offset * width for i in range(len(places))]
-        axis.bar(x, heights, width * 0.92, label=method, color=COLOURS.get(method))
+        axis.bar(x, heights, width * 0.92, label=method, color=COLOURS.get(method, OTHER))
         low, high = ([own[place][f"speedup_{end}"] for place in places] for end in ("low", "high"))
         axis.vlines(x, low, high, color="black", linewidth=1)  # a ratio of totals may lie outside the turns' range
         for a, b in zip(x, heights, strict=True) if len(places) * len(methods) <= LABELLED else ():
@@ -175,7 +177,7 @@ def draw_by_concurrency(rows: Sequence[dict[str, Any]], path: Path | BinaryIO) -
         for method in dict.fromkeys(row["method"] for row in same if row["method"] != "plain"):
             own = sorted((row for row in same if row["method"] == method), key=lambda row: row["concurrency"])
             x = [row["concurrency"] for row in own]
-            colour = COLOURS.get(method)
+            colour = COLOURS.get(method, OTHER)
             (line,) = axis.plot(x, [row["speedup"] for row in own], "o-", color=colour, markersize=4, label=method)
             low, high = ([row[f"speedup_{end}"] for row in own] for end in ("low", "high"))
             axis.vlines(x, low, high, color=line.get_color(), linewidth=1, alpha=0.6)
