@@ -21,6 +21,9 @@ START_S, REQUEST_S = 400.0, 120.0
 STARTED = "Application startup complete"
 TAKEN_IN = re.compile(r"gateway: ready|taken in after")
 
+TO_THE_LIMIT = {"ignore_eos": True}
+"""A target with random weights may end at once, which would look like an answer that was lost."""
+
 
 @dataclass
 class Stack:
@@ -57,20 +60,22 @@ class Stack:
         return openai.OpenAI(base_url=f"{self.gateway}/v1", **settings)  # type: ignore[arg-type]
 
     def ask(self, seed: int, max_tokens: int = 32, name: str = "") -> str:
-        """A sampled completion; its name stands in the gateway's log."""
+        """A sampled completion of ``max_tokens``; its name stands in the gateway's log."""
         answer = self.client().completions.create(
             model="pico", prompt=f"w{seed % 128} w7 w11", max_tokens=max_tokens, temperature=1, seed=seed,
-            extra_headers=named(name),
+            extra_headers=named(name), extra_body=TO_THE_LIMIT,
         )  # fmt: skip
         return answer.choices[0].text
 
     def stream(self, seed: int, max_tokens: int = 24, name: str = "", temperature: float = 1) -> str:
-        """The same in pieces."""
+        """The same in pieces; empty if the stream ends without saying that the answer has."""
         chunks = self.client().completions.create(
             model="pico", prompt=f"w{seed % 128} w5", max_tokens=max_tokens, temperature=temperature, seed=seed, stream=True,
-            extra_headers=named(name),
+            extra_headers=named(name), extra_body=TO_THE_LIMIT,
         )  # fmt: skip
-        return "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        ended = any(choice.finish_reason for choice in choices)
+        return "".join(choice.text for choice in choices) if ended else ""
 
     def query(self, expression: str) -> list[dict[str, object]]:
         """What Prometheus answers."""
