@@ -1,6 +1,6 @@
 """Levers side by side: one recipe, varied; every variant trained on the same budget and judged on the same answers.
 
-A stage that several variants share is made once. Judged without an engine (``judging``), so that a busy machine does not
+A stage that several variants share is made once. Judgement without an engine (``judging``), so that a busy machine does not
 change the order; what the best ones gain when served is for ``measure`` and ``compare`` to say.
 """
 
@@ -201,7 +201,7 @@ def link(folder: Path, place: Path) -> None:
 
 
 def row_of(
-    name: str, lever: Lever, draft: Path, judged: Judged, parents: Sequence[dict[str, Any]] = ()
+    name: str, lever: Lever, draft: Path, judged: Judgement, parents: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """One row of the sweep; the budget as it was used, by the parents too.
 
@@ -218,22 +218,22 @@ def row_of(
     }  # fmt: skip
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """Figures of a draft, and a hash of what they were made from."""
 
     figures: list[dict[str, Any]]
     identity: str
 
 
-def judged(sweep: Sweep, recipe: Recipe, draft: Path, answers: Path, before: Sequence[dict[str, Any]]) -> Judged:
+def judged(sweep: Sweep, recipe: Recipe, draft: Path, answers: Path, before: Sequence[dict[str, Any]]) -> Judgement:
     """Judges a draft; one that was judged ``before`` on the same answers is not judged again."""
     settings = sweep.judge.model_dump(mode="json")
     identity = value_hash([JUDGING, checkpoint_hash(draft), file_hash(answers / DATA), settings])
     for row in before:
         if row.get("judged") == identity:
-            return Judged(row["figures"], identity)
+            return Judgement(row["figures"], identity)
     found = judge(recipe.target, draft, answers, None, sweep.judge)
-    return Judged([figures.model_dump(mode="json") for figures in found], identity)
+    return Judgement([figures.model_dump(mode="json") for figures in found], identity)
 
 
 JUDGING = 1
