@@ -63,10 +63,12 @@ LEVERS := build/levers
 
 results-draft: setup-suffix compiled
 	$(RUN) sweep recipes/levers.yaml
+	$(RUN) recover reference/target $(BUILD)/pruned $(BUILD)/data --out $(LEVERS)/sibling --set from_scratch=true \
+		--set max_seconds=240 --set tokens=6000000 --set batch_tokens=2048 --set learning_rate=0.02 --set adam_learning_rate=0.004
 	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/drafts/sibling-from-scratch, draft_parallel: $(LEVERS)/drafts/in-one-pass}' \
+		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/sibling, draft_parallel: $(LEVERS)/drafts/in-one-pass, draft_greedy: $(BUILD)/draft}' \
 		--set prompts_per_kind=24 --set max_tokens=48 --set repeats=1 --set block_size=12 \
-		--set 'concurrencies=[1, 2, 4, 8, 16]'
+		--set 'concurrencies=[1, 2, 4, 8, 16]' --set 'rates=[3]'
 	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
 	$(BIN)/python -m benchmarks.render
 

@@ -73,11 +73,12 @@ def _step(record: dict[str, Any], tokens: int) -> float | None:
     return costs[0]["steps"][min(tokens, len(costs[0]["steps"])) - 1] if costs else None
 
 
-SWEPT = {"sibling": "sibling from scratch", "draft": "recipe", "draft_parallel": "in one pass"}
-"""Levers whose drafts are served, by the method's name in draft.json: all trained on the sweep's budget."""
+SWEPT = {"draft": "recipe", "draft_parallel": "in one pass"}
+"""Levers whose drafts are served, by the method's name in draft.json: trained on the sweep's budget."""
+BUILT = {"chosen": "the reference build", "draft_greedy": "the reference build", "sibling": "from scratch, as long"}
+"""Drafts with the reference build's budget that are served, by the method's name in draft.json."""
 NAMES = {"recipe": "draft", "draft": "chosen"}
 """The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
-CHOSEN = "the reference build"
 
 
 def chosen_name(config: dict[str, Any] | None) -> str:
@@ -85,12 +86,18 @@ def chosen_name(config: dict[str, Any] | None) -> str:
     return "plain" if config is None else own_name(config)
 
 
-def spent_on(config: dict[str, Any] | None) -> dict[str, Any]:
-    """What the training of the chosen draft took; nothing where none was chosen."""
-    if not config or "model" not in config:
+def spent_on(method: str, config: dict[str, Any] | None, others: dict[str, str]) -> dict[str, Any]:
+    """What the training of a draft of the build's budget took; nothing where none is served under that name.
+
+    Args:
+        config: of the pair; what it drafts with is ``chosen``.
+        others: folders of the other drafts by the comparison's name.
+    """
+    folder = (config or {}).get("model") if method == "chosen" else others.get(method)
+    if folder is None:
         return {}
-    position = (read(Path(config["model"])) or {}).get("position", {})
-    return {"lever": CHOSEN, "train_seconds": position.get("seconds"), "train_tokens": position.get("tokens")}
+    position = (read(Path(folder)) or {}).get("position", {})
+    return {"lever": BUILT[method], "train_seconds": position.get("seconds"), "train_tokens": position.get("tokens")}
 
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +110,8 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
         named = [NAMES.get(row["method"], row["method"])]
         named += ["chosen"] if row["method"] == taken and taken != "draft" else []
         for method in named:
-            trained = spent_on(config) if method == "chosen" else spent.get(SWEPT.get(method, ""), {})
+            others = record["settings"].get("drafts", {})
+            trained = spent_on(method, config, others) if method in BUILT else spent.get(SWEPT.get(method, ""), {})
             found = {key: trained.get(key) for key in ("lever", *SPENT)}
             served.append({**row, "method": method, **found})
     kept = (

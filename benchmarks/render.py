@@ -131,8 +131,9 @@ def levers(record: dict[str, Any]) -> str:
             "\n".join(lines),
             "### Served beside other methods",
             setup(record),
-            "*chosen* is the reference build's pair as `choose` wrote it; *draft* (the recipe), *sibling* and *draft_parallel* "
-            "(all tokens in one pass, by vLLM's own method) had the sweep's budget.",
+            "*chosen* is the reference build's pair as `choose` wrote it, *draft_greedy* its draft proposing its likeliest tokens "
+            "at T = 1 too, and *sibling* a model of its draft's size trained from scratch on the same answers for as many seconds; "
+            "*draft* (the recipe) and *draft_parallel* (all tokens in one pass, by vLLM's own method) had the sweep's budget.",
             table(served),
             off(served),
         ]

@@ -45,6 +45,8 @@ MIN_STEPS = 6
 RESERVED = ("plain", "ngram", "suffix", "draft", "draft_sequential")
 IN_ONE_PASS = "draft_parallel"
 """Name of a draft that proposes all its tokens in one pass: the pair's own, or one that is given under this name."""
+GREEDILY = "draft_greedy"
+"""Name under which a given draft proposes its likeliest tokens at any temperature, instead of drawing them."""
 
 EXAMPLES = 2
 PROMPT_END = 300
@@ -60,7 +62,7 @@ class CompareSettings(Settings):
         repeats: how often all prompts are asked; more often where many share the engine (``cells.blocks_of``).
         block_size: prompts after which the next method takes its turn.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
-            ``draft_parallel`` proposes them in one pass.
+            ``draft_parallel`` proposes them in one pass, one named ``draft_greedy`` its likeliest ones at any temperature.
         num_speculative_tokens: draft tokens of ``drafts`` where the pair has no draft of its own.
         enforce_eager: whether engines run without compiling; the pair's own setting when not given.
         one_at_a_time: as for ``measure``.
@@ -113,6 +115,8 @@ def methods_of(pair: Pair, others: dict[str, Path], tokens: int = 4) -> list[Met
                     f"{name!r}, or train it with parallel_tokens"
                 )
             own = in_one_pass(own)
+        if name == GREEDILY:
+            own["draft_sample_method"] = "greedy"
         methods.append(Method(name, own))
     if config and not by_suffixes:
         methods.append(Method("draft", config))

@@ -13,7 +13,7 @@ from stages.folders import storage_errors
 
 COLOURS = {
     "plain": "#8a8f98", "ngram": "#d98e32", "suffix": "#b5532d", "sibling": "#6a9a4a", "draft": "#2f6fb0",
-    "draft_parallel": "#7a5aa6", "chosen": "#12355b",
+    "draft_parallel": "#7a5aa6", "draft_greedy": "#4fa3c7", "chosen": "#12355b",
 }  # fmt: skip
 OTHER = "#2a9d8f"
 """Colour of drafts with names of their own."""

@@ -19,7 +19,7 @@ HEADS = (
 """Heads of the whole table; ``table_cells`` gives the cells in this order."""
 
 
-METHODS = ("plain", "ngram", "suffix", "sibling", "draft", "draft_parallel", "chosen")
+METHODS = ("plain", "ngram", "suffix", "sibling", "draft", "draft_parallel", "draft_greedy", "chosen")
 """Order of the methods in tables; others come after them."""
 
 SHOWN = {

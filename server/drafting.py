@@ -9,6 +9,9 @@ from typing import Any
 PROPOSER = "server.in_engine.direct_drafting.DirectProposer"
 ADDITIONAL = "understudy_draft"
 """Key of the engine's ``--additional-config`` that holds the draft's folder: ``custom_class`` has no place for it."""
+SAMPLING = "understudy_draft_sampling"
+"""Likewise for ``draft_sample_method``, where it is not ``probabilistic``."""
+SAMPLE_METHODS = ("probabilistic", "greedy")
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 """Values of ``model_type`` in config.json that direct drafting computes."""
@@ -35,10 +38,10 @@ def unsupported(config: dict[str, Any]) -> str | None:
 
 
 def can_be_direct(speculative_config: dict[str, Any] | None) -> bool:
-    """Whether direct drafting does what a ``speculative_config`` asks for: one small draft, drawn from its probabilities."""
+    """Whether direct drafting does what a ``speculative_config`` asks for: one small draft, which proposes in a stated way."""
     if speculative_config is None or speculative_config.get("method") != "draft_model":
         return False
-    if speculative_config.get("draft_sample_method") != "probabilistic" or speculative_config.keys() - OPTIONS:
+    if speculative_config.get("draft_sample_method") not in SAMPLE_METHODS or speculative_config.keys() - OPTIONS:
         return False
     folder = Path(str(speculative_config.get("model", "")))
     try:
@@ -52,5 +55,7 @@ def can_be_direct(speculative_config: dict[str, Any] | None) -> bool:
 def direct_arguments(speculative_config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The ``speculative_config`` that puts our proposer in the place of the engine's, and the arguments that go with it."""
     kept = {k: v for k, v in speculative_config.items() if k.startswith("num_speculative_tokens")}
-    folder = json.dumps({ADDITIONAL: str(speculative_config["model"])})
-    return {"method": "custom_class", "model": PROPOSER, **kept}, ["--additional-config", folder]
+    told = {ADDITIONAL: str(speculative_config["model"])}
+    if (how := speculative_config["draft_sample_method"]) != SAMPLE_METHODS[0]:
+        told[SAMPLING] = how
+    return {"method": "custom_class", "model": PROPOSER, **kept}, ["--additional-config", json.dumps(told)]

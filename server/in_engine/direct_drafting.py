@@ -3,7 +3,8 @@
 vLLM's own draft-model proposer takes the draft through all that a served model goes through, for every draft token. On a GPU
 CUDA graphs hide that; on a CPU it is most of the draft's cost. This one is vLLM's ``custom_class`` method (``DirectProposer``):
 it keeps its own cache for each request, reads only the tokens that are new to it, and draws each token from the draft's softmax
-at the request's temperature, as vLLM's probabilistic drafting does. The engine judges the draft tokens as ever.
+at the request's temperature, as vLLM's probabilistic drafting does; or, where the pair asks for greedy drafting, the likeliest
+token at any temperature. The engine judges the draft tokens as ever.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.drafting import ADDITIONAL
+from server.drafting import ADDITIONAL, SAMPLING
 from server.in_engine.draft_network import DraftNetwork
 
 CACHE_BYTES = 1 << 30
@@ -198,6 +199,7 @@ class DirectProposer:
 
     def __init__(self, vllm_config: Any):
         self._folder = Path(vllm_config.additional_config[ADDITIONAL])
+        self._greedy = vllm_config.additional_config.get(SAMPLING) == "greedy"
         self._drafter: Drafter | None = None
         self._counts: deque[int] = deque(maxlen=CALM)
         self._last: frozenset[str] = frozenset()
@@ -228,7 +230,8 @@ class DirectProposer:
         batch = runner.input_batch
         count = self._calm(count, frozenset(batch.req_ids))
         self._drafter.forget_all_but(batch.req_ids)
-        temperatures = [0.0] * len(sampled) if sampling.all_greedy else sampling.temperature.tolist()
+        likeliest = self._greedy or sampling.all_greedy
+        temperatures = [0.0] * len(sampled) if likeliest else sampling.temperature.tolist()
         rows = [
             Row(request_id, batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
                 temperatures[index], sampling.generators.get(index), *progress(runner.requests[request_id]))

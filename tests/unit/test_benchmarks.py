@@ -34,6 +34,8 @@ def served(method: str) -> dict[str, Any]:
 
 @pytest.fixture
 def result(tmp_path: Path) -> dict[str, Any]:
+    (sibling := tmp_path / "sibling").mkdir()
+    (sibling / "run.json").write_text('{"position": {"seconds": 240.3, "tokens": 9500}}')
     (tmp_path / "run.json").write_text('{"position": {"seconds": 240.1, "tokens": 9000}}')
     sweep = [
         swept("recipe", {}, [0, 6], 2.0),
@@ -42,7 +44,8 @@ def result(tmp_path: Path) -> dict[str, Any]:
         swept("sibling from scratch", {"recover": {"from_scratch": True}}, [0, 6], 1.6),
     ]
     record = dict.fromkeys(("inputs", "date", "git_revision", "enforce_eager")) | {
-        "settings": {"max_tokens": 8, "repeats": 1, "seed": 0}, "versions": {"vllm": "1", "torch": "2"},
+        "settings": {"max_tokens": 8, "repeats": 1, "seed": 0, "drafts": {"sibling": str(sibling)}},
+        "versions": {"vllm": "1", "torch": "2"},
         "hardware": {"cpu": "c", "cores": 2, "memory_gib": 4},
         "rows": [served(method) for method in ("plain", "sibling", "recipe", "draft")],
         "speculative_config": {"method": "draft_model", "num_speculative_tokens": 2, "model": str(tmp_path)},
@@ -65,7 +68,7 @@ def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_
     assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
-        ("plain", None, None), ("sibling", "sibling from scratch", 60.4), ("draft", "recipe", 60.4), 
+        ("plain", None, None), ("sibling", "from scratch, as long", 240.3), ("draft", "recipe", 60.4),
         ("chosen", "the reference build", 240.1),
     ]  # fmt: skip
 
@@ -83,9 +86,8 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
 
 @pytest.mark.parametrize(("config", "own"), [(None, "plain"), ({"method": "suffix"}, "suffix")])
 def test_what_was_chosen_has_rows_as_chosen_also_where_it_is_no_draft(config: dict[str, Any] | None, own: str) -> None:
-    record = dict.fromkeys(
-        ("inputs", "date", "git_revision", "enforce_eager", "settings", "versions", "hardware", "choice")
-    )
+    keys = ("inputs", "date", "git_revision", "enforce_eager", "versions", "hardware", "choice")
+    record = dict.fromkeys(keys) | {"settings": {"drafts": {}}}
     rows = [served(method) for method in ("plain", "suffix", "sibling")]
     made = joined([swept("recipe", {}, [0, 6], 2.0)], {**record, "rows": rows, "speculative_config": config})
     methods = [row["method"] for row in made["rows"] if "num_positions" not in row]

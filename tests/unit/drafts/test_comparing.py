@@ -83,6 +83,13 @@ def test_a_draft_for_one_pass_can_stand_beside_a_pair_that_has_none(tmp_path: Pa
         methods_of(own, {"draft_parallel": tmp_path})
 
 
+def test_a_draft_can_be_served_with_greedy_drafting(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    configs = {m.name: m.speculative_config or {} for m in methods_of(DRAFTED, {"draft_greedy": tmp_path})}
+    assert configs["draft_greedy"]["draft_sample_method"] == "greedy"
+    assert configs["draft"]["draft_sample_method"] == "probabilistic"
+
+
 def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no draft"):
         methods_of(DRAFTED, {"sibling": tmp_path})

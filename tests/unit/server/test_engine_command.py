@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.drafting import ADDITIONAL, SMALL_BYTES, can_be_direct
+from server.drafting import ADDITIONAL, SAMPLING, SMALL_BYTES, can_be_direct
 from server.engine_command import EngineSettings, command, environment, preloadable
 
 BACKEND = "--distributed-executor-backend"
@@ -97,6 +97,12 @@ def test_a_small_draft_is_run_directly_on_a_cpu(draft: Path) -> None:
     assert line[line.index("--per-request-spec-decode-metrics") + 1] == "summary"
 
 
+def test_a_direct_draft_is_told_to_propose_its_likeliest_tokens(draft: Path) -> None:
+    asked = {**DRAFT, "model": str(draft), "draft_sample_method": "greedy"}
+    line = command(settings(speculative_config=asked), 1)
+    assert json.loads(line[line.index("--additional-config") + 1]) == {ADDITIONAL: str(draft), SAMPLING: "greedy"}
+
+
 @pytest.mark.parametrize(
     ("more", "config"),
     [
@@ -104,7 +110,7 @@ def test_a_small_draft_is_run_directly_on_a_cpu(draft: Path) -> None:
         ({"direct_drafting": False}, {}),
         ({"extra_args": ("--tensor-parallel-size=2",)}, {}),
         ({"extra_args": ("--additional-config={}",)}, {}),
-        ({}, {"draft_sample_method": "greedy"}),
+        ({}, {"draft_sample_method": "another"}),
         ({}, {"parallel_drafting": True}),
         ({}, {"method": "eagle"}),
     ],

@@ -209,6 +209,24 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monk
     assert runner._draft_probs is None
 
 
+@torch.inference_mode()
+def test_greedy_drafting_proposes_the_likeliest_tokens_of_sampled_requests_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.in_engine.direct_drafting.attach", lambda: None)
+    told = {"understudy_draft": str(folder), "understudy_draft_sampling": "greedy"}
+    proposer = DirectProposer(SimpleNamespace(additional_config=told))
+    proposer.load_model(None)
+    tokens = numpy.array(ids(1, 10)[0])[None]
+    batch = SimpleNamespace(req_ids=["a"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10]))
+    runner = SimpleNamespace(input_batch=batch, requests={"a": request([1])})
+    sampled = SimpleNamespace(all_greedy=False, temperature=torch.tensor([2.0]), generators={})
+    alone = Drafter(DraftNetwork(folder, eight_bit=True)).draft([Row("a", tokens[0].tolist())], 4)[0]
+    for _ in range(4):
+        assert proposer.propose_for(runner, [[1]], sampled, 4) == [alone["a"]]
+        assert runner._draft_probs is None, "the rejection sampler takes such tokens as certain"
+
+
 @pytest.mark.parametrize(("num_draft_tokens", "is_judged"), [(None, False), ([0, 0], False), ([0, 2], True)])
 def test_a_step_without_draft_tokens_is_sampled_as_plain_decoding_is(
     num_draft_tokens: list[int] | None, is_judged: bool
