@@ -5,6 +5,9 @@ All training and scoring is in float32, which every processor is quick at.
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +33,17 @@ TRAIN = ROOT / "reference" / "prompts" / "train.jsonl"
 Export = Literal["uniform", "ragged"]
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[Path]:
+    """Lets one process at a time make a folder: who waited finds it up to date."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 class Workshop:
-    """Folders of stages by what they are made from.
+    """Folders of stages by what they are made from; several processes may share them.
 
     Args:
         out: the run's folder; stages go to ``out/stages``.
@@ -51,8 +63,8 @@ class Workshop:
             backend="transformers", max_prompts=grid.answers, max_tokens=grid.answer_tokens, seed=seed,
             mixture={mode: 1.0}, kinds=None if kind is None else (kind,),  # type: ignore[dict-item]
         )  # fmt: skip
-        folder = self._folder("data", settings)
-        distill(self.target, self.prompts, folder, settings)
+        with alone(self._folder("data", settings)) as folder:
+            distill(self.target, self.prompts, folder, settings)
         return folder
 
     def pruned(self, cell: Cell, export: Export = "ragged") -> Path:
@@ -70,9 +82,9 @@ class Workshop:
             calibration=(self.prompts,), calibration_tokens=min(self.grid.calibration_tokens, 16384), seed=cell.seed,
             dtype="float32",
         )  # type: ignore[arg-type]  # fmt: skip
-        folder = self._folder("pruned", settings)
-        if not up_to_date(prune_run(self.target, settings), folder):
-            prune(self.target, folder, settings)
+        with alone(self._folder("pruned", settings)) as folder:
+            if not up_to_date(prune_run(self.target, settings), folder):
+                prune(self.target, folder, settings)
         return folder
 
     def _masked(self, cell: Cell, export: Export) -> Path:
@@ -81,8 +93,8 @@ class Workshop:
             "export": export, "seed": cell.seed, "calibration": (self.prompts,), "mixed_precision": "no",
         }  # fmt: skip
         settings = validate(NutePruneSettings, values, cell.slug)
-        folder = self._folder("nuteprune", settings)
-        prune_masks(self.target, folder, settings)
+        with alone(self._folder("nuteprune", settings)) as folder:
+            prune_masks(self.target, folder, settings)
         return folder
 
     def _narrower(self, cell: Cell, export: Export) -> Path:
@@ -93,9 +105,9 @@ class Workshop:
             "dtype": "float32",
         }  # fmt: skip
         settings = validate(WidthSettings, values, cell.slug)
-        folder = self._folder("narrowed", settings)
-        if not up_to_date(width_run(self.target, settings), folder):
-            prune_width(self.target, folder, settings)
+        with alone(self._folder("narrowed", settings)) as folder:
+            if not up_to_date(width_run(self.target, settings), folder):
+                prune_width(self.target, folder, settings)
         return folder
 
     def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
@@ -108,8 +120,8 @@ class Workshop:
         return RecoverSettings(**values)
 
     def _recovered(self, pruned: Path, data: Path, settings: RecoverSettings) -> Path:
-        folder = self._folder("recovered", pruned, data, settings)
-        recover(self.target, pruned, data, folder, settings)
+        with alone(self._folder("recovered", pruned, data, settings)) as folder:
+            recover(self.target, pruned, data, folder, settings)
         return folder
 
     def model(self, cell: Cell) -> Path:
@@ -137,8 +149,8 @@ class Workshop:
         half = self.training(cell, tokens=max(1, self.grid.tokens // 2))
         pruned = self.pruned(cell)
         parents = [self._recovered(pruned, self.answers("direct", cell.seed, kind), half) for kind in ("code", "chat")]
-        folder = self._folder("merged", *parents)
-        merge(self.target, parents[0], parents[1], folder, MergeSettings())
+        with alone(self._folder("merged", *parents)) as folder:
+            merge(self.target, parents[0], parents[1], folder, MergeSettings())
         return folder
 
     def _from_scratch(self, cell: Cell) -> Path:

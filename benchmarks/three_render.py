@@ -169,14 +169,13 @@ def same_cut(rows: Rows) -> str:
 
 def three_systems(record: dict[str, Any]) -> str:
     """The whole section."""
-    rows, settings, hardware = record["rows"], record["settings"], record["hardware"]
+    rows, settings = record["rows"], record["settings"]
     present = {row["table"] for row in rows}
     parts = [
         "## Three systems",
         f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
-        f"`benchmarks/three_systems.json`). Hardware: {hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['memory_gib']} GiB; torch {record['versions']['torch']}, lm-evaluation-harness "
-        f"{record['versions'].get('lm-eval', 'unknown')}; {len(settings['seeds'])} seed(s), {record['date']}.",
+        f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
+        f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over seeds; in brackets the smallest and the largest seed's, or with one seed the 95 % interval over "
         "items. *Retention* is the mean score of four tasks over the target's (*above chance*: chance taken off both); *bits/byte "
         "ratio* is the perplexity's, 1 is the target's, more is worse. *removed* counts layers, FFN channels or the layers' "
@@ -206,6 +205,20 @@ def three_systems(record: dict[str, Any]) -> str:
             f"{len(missing)} of {len(missing) + len(record['cells'])} cells have not been measured yet: {_by_seed(missing)}."
         )
     return "\n\n".join(parts)
+
+
+def made_on(cells: dict[str, dict[str, Any]]) -> str:
+    """Which tables were made on which machine, with which torch and until when."""
+    places: dict[tuple[str, str], tuple[dict[str, None], str]] = {}
+    for slug, made in cells.items():
+        machine = " and ".join((*made.get("gpus", ()), made["cpu"]))
+        tables, date = places.get((machine, made.get("torch") or "unknown"), ({}, ""))
+        tables[slug.partition("-")[0]] = None
+        places[machine, made.get("torch") or "unknown"] = (tables, max(date, made["date"]))
+    return "; ".join(
+        f"{machine} with torch {torch} ({', '.join(tables)}; {date})"
+        for (machine, torch), (tables, date) in places.items()
+    )
 
 
 def _by_seed(slugs: Sequence[str]) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import typer
 
 from benchmarks.three_cost import peak_mib, scoring_over_forward
 from benchmarks.three_grid import FULL, QUICK, Cell, Grid, cells_of, row
-from benchmarks.three_models import ROOT, TARGET, Workshop, seconds_of
+from benchmarks.three_models import ROOT, TARGET, Workshop, alone, seconds_of
 from drafts.cells import Asking, ask_methods, blocks_of, conditions_of, rows_of
 from drafts.distilling import DistillSettings, distill
 from drafts.judging import JudgeSettings, judge
@@ -84,13 +87,14 @@ class Measuring:
         """The target's own evaluation, made once for its settings."""
         settings = self.evaluation()
         file = self.out / "target" / f"{value_hash(settings.model_dump(mode='json'))[:12]}.json"
-        if not file.is_file():
-            evaluate(TARGET, file, settings)
+        with alone(file):
+            if not file.is_file():
+                evaluate(TARGET, file, settings)
         return file
 
     def evaluation(self) -> EvaluateSettings:
         """The same items for all models and seeds."""
-        return EvaluateSettings(limit=self.grid.evaluation_limit)
+        return EvaluateSettings(limit=self.grid.evaluation_limit, dtype="float32")
 
     def size(self, folder: Path) -> dict[str, float]:
         """Parameters of a model, and which share of the target's it lacks."""
@@ -110,7 +114,8 @@ class Measuring:
         settings = DistillSettings(
             backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens
         )
-        distill(TARGET, VALIDATION, answers, settings)
+        with alone(answers):
+            distill(TARGET, VALIDATION, answers, settings)
         judging = JudgeSettings(num_speculative_tokens=grid.judged_tokens)
         found = judge(TARGET, self.shop.model(cell), answers, folder / "judged.json", judging)
         positions = sum(f.positions for f in found)
@@ -282,6 +287,7 @@ def run_grid(
     seeds: Sequence[int] = (),
     before: dict[str, Any] | None = None,
     save: Callable[[Found], None] = lambda found: None,
+    jobs: int = 1,
 ) -> Found:
     """Measures what is not known yet.
 
@@ -290,6 +296,7 @@ def run_grid(
         seeds: likewise; empty means all.
         before: an earlier record, whose rows are taken where they still hold.
         save: called after each cell that was measured.
+        jobs: cells that are measured at a time, but for those of tables ``OF_THIS_MACHINE``, which need it for themselves.
     """
     found = Found()
     for cell in cells:
@@ -304,31 +311,67 @@ def run_grid(
         if cell.slug not in found.rows and (not only or cell.table in only) and (not seeds or cell.seed in seeds)
     ]
     started = time.monotonic()
-    for number, cell in enumerate(missing, 1):
-        log(f"[{number}/{len(missing)}] {cell.slug} ({(time.monotonic() - started) / 60:.1f} min so far)")
-        try:
-            found.rows[cell.slug] = measured(cell, grid, out, measure)
+    results = _measured_all(missing, grid, out, measure, jobs)
+    for number, (cell, result) in enumerate(results, 1):
+        log(f"[{number}/{len(missing)}] {cell.slug} done ({(time.monotonic() - started) / 60:.1f} min so far)")
+        if isinstance(result, str):
+            found.failed[cell.slug] = result
+            log(f"{cell.slug} failed: {result}")
+        else:
+            found.rows[cell.slug] = result
             save(found)
-        except UnderstudyError as error:
-            found.failed[cell.slug] = str(error)
-            log(f"{cell.slug} failed: {error}")
     return found
+
+
+LONGEST_FIRST = ("structured", "depth", "width", "acceptance")
+"""Tables in the order in which several processes take their cells, so that none is left with a long one at the end."""
+
+
+def _measured_all(
+    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], jobs: int
+) -> Iterator[tuple[Cell, Rows | str]]:
+    """Each cell's rows, or the one line that says why there are none, as they come."""
+    apart = [cell for cell in cells if jobs > 1 and cell.table not in OF_THIS_MACHINE]
+    if apart:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            order = sorted(apart, key=lambda cell: (LONGEST_FIRST.index(cell.table), -cell.sparsity))
+            asked = {pool.submit(_measured_or_why, cell, grid, out, measure): cell for cell in order}
+            try:
+                for future in as_completed(asked):
+                    yield asked[future], future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # after an interruption, nothing more is begun
+    for cell in cells:
+        if cell not in apart:
+            log(f"{cell.slug} …")
+            yield cell, _measured_or_why(cell, grid, out, measure)
+
+
+def _measured_or_why(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows | str:
+    try:
+        return measured(cell, grid, out, measure)
+    except UnderstudyError as error:
+        return str(error)
 
 
 def record_of(found: Found, cells: Sequence[Cell], grid: Grid) -> dict[str, Any]:
     """The content of three_systems.json: rows in the cells' order, and what each cell was made with and on."""
-    cpu, revision = provenance.hardware()["cpu"], provenance.git_revision()
     today, there = datetime.date.today().isoformat(), [cell for cell in cells if cell.slug in found.rows]
+    hardware = provenance.hardware()
+    here = {
+        "cpu": hardware["cpu"], "gpus": hardware.get("gpus", []), "torch": provenance.versions().get("torch"),
+        "date": today, "git_revision": provenance.git_revision(),
+    }  # fmt: skip
     origins = {
-        cell.slug: found.earlier.get(cell.slug)
-        or {"identity": value_hash(run_of(cell, grid).identity), "cpu": cpu, "date": today, "git_revision": revision}
+        cell.slug: found.earlier.get(cell.slug) or {"identity": value_hash(run_of(cell, grid).identity), **here}
         for cell in there
     }
     return {
         "rows": [row for cell in there for row in found.rows[cell.slug]], "failed": found.failed,
         "missing": [cell.slug for cell in cells if cell.slug not in found.rows and cell.slug not in found.failed],
         "cells": origins, "settings": grid.model_dump(mode="json"), "versions": provenance.versions(),
-        "hardware": provenance.hardware(), "date": today, "git_revision": revision,
+        "hardware": hardware, "date": today, "git_revision": here["git_revision"],
     }  # fmt: skip
 
 
@@ -344,6 +387,11 @@ def place_of(quick: bool, folder: Path) -> Path:
 def main(
     quick: bool = typer.Option(False, "--quick", help="one seed and small budgets: ten minutes on two cores"),
     only: list[str] = typer.Option([], help="measure these tables only; repeat for more"),
+    jobs: int = typer.Option(
+        1,
+        min=1,
+        help="cells measured at a time, for a machine with many cores or a GPU; timings are taken alone all the same",
+    ),
     seeds: list[int] = typer.Option([], "--seed", help="measure the cells of this seed only; repeat for more"),
     out: Path = typer.Option(
         Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
@@ -365,7 +413,7 @@ def main(
     def save(found: Found) -> None:
         write_text(file, json.dumps(record_of(found, cells, grid), indent=1) + "\n")
 
-    found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save)
+    found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs)
     save(found)
     print(f"{file}: {len(found.rows)} of {len(cells)} cells")
     if found.failed:

@@ -29,7 +29,7 @@ CAPACITY = PLACES / SERVICE_S
 """Requests per second."""
 UNLOADED, OVERLOAD = 0.25, 3.0
 """Of the capacity."""
-SETTINGS = {"max_in_flight": PLACES, "max_queued": PLACES, "queue_wait_s": 0.04}
+SETTINGS = {"max_in_flight": PLACES, "max_queued": PLACES, "queue_wait_s": 0.02}
 """As many places as the engine computes at once, and a wait that still leaves time to refuse within the 50 ms."""
 REFUSED_S, SLOWER, NORMAL_S = 0.05, 2.0, 5.0
 """What is promised."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
-from benchmarks.three_render import figures, same_cut
+from benchmarks.three_models import alone
+from benchmarks.three_render import figures, made_on, same_cut
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
 from stages.errors import EngineError
@@ -98,6 +101,29 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     assert record_of(found, cells, QUICK)["cells"][depth[0]]["cpu"] == "another"
 
 
+def test_several_processes_find_what_one_does_and_one_that_breaks_stops_no_other(tmp_path: Path) -> None:
+    cells = cells_of(QUICK)[:5]
+    alone = run_grid(cells, QUICK, tmp_path / "one", Counting(cells[1].slug))
+    found = run_grid(cells, QUICK, tmp_path / "two", Counting(cells[1].slug), jobs=2)
+    assert found.rows == alone.rows
+    assert found.failed == alone.failed == {cells[1].slug: "it did not start"}
+
+
+def test_a_stage_that_two_want_is_made_by_one_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def make() -> None:
+        with alone(tmp_path / "stages" / "data"):
+            inside.append(1)
+            time.sleep(0.05)
+            assert len(inside) == 1
+            inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        for made in [pool.submit(make) for _ in range(4)]:
+            made.result()
+
+
 def test_published_rows_of_other_budgets_are_measured_anew(tmp_path: Path) -> None:
     cells = models_of(QUICK)[:2]
     before = record_of(run_grid(cells, QUICK, tmp_path / "one", Counting()), cells, QUICK)
@@ -138,6 +164,13 @@ def record() -> dict[str, Any]:
             *(row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")),
         ]
     return json.loads(json.dumps(record_of(found, cells, FULL)))
+
+
+def test_tables_are_listed_by_the_machine_they_were_made_on() -> None:
+    here = {"cpu": "c", "gpus": [], "torch": "2", "date": "2026-01-01"}
+    there = {**here, "gpus": ["g"], "date": "2026-01-02"}
+    cells = {"width-a": here, "depth-b": there, "depth-c": there, "speed-d": {**here, "date": "2026-01-03"}}
+    assert made_on(cells) == "c with torch 2 (width, speed; 2026-01-03); g and c with torch 2 (depth; 2026-01-02)"
 
 
 def test_several_seeds_become_their_mean_and_range() -> None:
