@@ -130,7 +130,8 @@ def take_down(stack: Stack) -> None:
     """Containers, networks and volumes gone."""
     stack.compose("down", "--volumes", "--timeout", "5")
     for kind in ("container", "network", "volume"):
-        of_ours = ("ls", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
+        project = stack.settings["COMPOSE_PROJECT_NAME"]
+        of_ours = ("ls", "--quiet", "--filter", f"label=com.docker.compose.project={project}")
         assert stack.docker.run("docker", kind, *of_ours, *(("--all",) if kind == "container" else ())) == "", kind
 
 
