@@ -50,6 +50,9 @@ WORKDIR /tmp
 STOPSIGNAL SIGTERM
 # --- to here ---
 
+# Compiled kernels: not in the volume `cache`, which is the engine's and which a BUILDER_USER could not write; and a tmpfs over a
+# folder of the image has that folder's mode under some versions of runc.
+ENV XDG_CACHE_HOME=/tmp/cache VLLM_CACHE_ROOT=/tmp/cache/vllm NUMBA_CACHE_DIR=/tmp/cache/numba TORCHINDUCTOR_CACHE_DIR=/tmp/cache/inductor
 COPY docker/build_pair.sh /opt/understudy/bin/build_pair.sh
 ENTRYPOINT ["sh", "/opt/understudy/bin/build_pair.sh"]
 CMD ["/project/recipes/reference.yaml"]
