@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -324,7 +325,7 @@ def run_grid(
 
 
 LONGEST_FIRST = ("structured", "depth", "width", "acceptance")
-"""Tables in the order in which several processes take their cells, so that none is left with a long one at the end."""
+"""Tables in the order in which several processes take a seed's cells, so that none is left with a long one at the end."""
 
 
 def _measured_all(
@@ -335,7 +336,7 @@ def _measured_all(
     if apart:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            order = sorted(apart, key=lambda cell: (LONGEST_FIRST.index(cell.table), -cell.sparsity))
+            order = sorted(apart, key=lambda cell: (cell.seed, LONGEST_FIRST.index(cell.table), -cell.sparsity))
             asked = {pool.submit(_measured_or_why, cell, grid, out, measure): cell for cell in order}
             try:
                 for future in as_completed(asked):
@@ -353,6 +354,9 @@ def _measured_or_why(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell,
         return measured(cell, grid, out, measure)
     except UnderstudyError as error:
         return str(error)
+    except Exception as error:  # a fault of ours in one cell does not cost the others
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
 
 
 def record_of(found: Found, cells: Sequence[Cell], grid: Grid) -> dict[str, Any]:
