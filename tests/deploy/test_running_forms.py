@@ -30,7 +30,7 @@ max_model_len: 256
 prune: {keep: 1, calibration_tokens: 256}
 distill: {max_prompts: 16, max_tokens: 16, concurrency: 8}
 recover: {tokens: 4000, batch_tokens: 512}
-measure: {num_speculative_tokens: [2], prompts_per_kind: 2, max_tokens: 16, repeats: 1, suffix: false,
+measure: {num_speculative_tokens: [2, 3], prompts_per_kind: 2, max_tokens: 16, repeats: 1, suffix: false,
   temperatures: [0.0], concurrencies: [1]}
 """
 BUILD_S = 900.0
