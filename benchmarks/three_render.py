@@ -107,6 +107,25 @@ def acceptance(rows: Rows) -> str:
     return _lines(heads, [[*_named(key), *(cell(found[key].get(metric)) for metric in metrics)] for key in order])
 
 
+def same_arms(rows: Rows) -> str:
+    """Says so where NutePrune's two arms gave the very same figures: no snapshot ever taught there."""
+    found: dict[str, dict[tuple[Any, ...], float]] = {}
+    for row in rows:
+        if row["table"] == "structured":
+            place = (row["sparsity"], row["recovery"], row["seed"], row["metric"])
+            found.setdefault(row["method"], {})[place] = row["value"]
+    intact, numerous = (found.get(f"nuteprune:{teachers}", {}) for teachers in ("intact", "numerous"))
+    both = intact.keys() & numerous.keys()
+    same = {place[0] for place in both} - {place[0] for place in both if intact[place] != numerous[place]}
+    if not same:
+        return ""
+    shares = ", ".join(f"{100 * share:.0f} %" for share in sorted(same))
+    return (
+        f"**At {shares} both arms gave the same figures**: the search took too few snapshots for one to teach, so these rows say "
+        "nothing of numerous teachers."
+    )
+
+
 def by_export(rows: Rows) -> str:
     """Models served beside the target."""
     lines = []
@@ -196,6 +215,8 @@ def three_systems(record: dict[str, Any]) -> str:
     for table, title, render in sections:
         if table in present:
             parts += [f"### {title}", render()]
+        if table == "structured" and (alike := same_arms(rows)):
+            parts.append(alike)
     if present & {"depth", "width", "structured"}:
         parts += ["### At the same cut", same_cut(rows)]
     if record["failed"]:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_models import alone
-from benchmarks.three_render import figures, made_on, same_cut
+from benchmarks.three_render import figures, made_on, same_arms, same_cut
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
 from stages.errors import EngineError
@@ -171,6 +171,17 @@ def test_tables_are_listed_by_the_machine_they_were_made_on() -> None:
     there = {**here, "gpus": ["g"], "date": "2026-01-02"}
     cells = {"width-a": here, "depth-b": there, "depth-c": there, "speed-d": {**here, "date": "2026-01-03"}}
     assert made_on(cells) == "c with torch 2 (width, speed; 2026-01-03); g and c with torch 2 (depth; 2026-01-02)"
+
+
+def test_arms_that_were_the_same_run_are_named() -> None:
+    arms = [(method, share) for share in (0.2, 0.5) for method in ("nuteprune:intact", "nuteprune:numerous")]
+    values = [0.9, 0.9, 0.7, 0.8]
+    rows = [
+        row(Cell("structured", method, share, "lora", 0), "retention", value)
+        for (method, share), value in zip(arms, values, strict=True)
+    ]
+    assert "At 20 % both arms" in same_arms(rows)
+    assert same_arms(rows[2:]) == ""
 
 
 def test_several_seeds_become_their_mean_and_range() -> None:
