@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from stages.settings import Settings
 
+Rows = list[dict[str, Any]]
 Table = Literal["depth", "width", "structured", "acceptance", "speed", "cost"]
 
 BASELINES = ("magnitude", "wanda_sp", "flap")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.three_grid import METHODS, NONE
+from benchmarks.three_grid import METHODS, NONE, Rows
 
-Rows = list[dict[str, Any]]
 SAME_CUT = 0.03
 """How far apart two models' shares of removed parameters may be for "the same cut"."""
 

@@ -11,7 +11,6 @@ import datetime
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import time
 import traceback
@@ -23,191 +22,21 @@ from typing import Any
 
 import typer
 
-from benchmarks.three_cost import peak_mib, scoring_over_forward
-from benchmarks.three_grid import FULL, QUICK, Cell, Grid, cells_of, row
-from benchmarks.three_models import ROOT, TARGET, Workshop, alone, seconds_of
-from drafts.cells import Asking, ask_methods, blocks_of, conditions_of, rows_of
-from drafts.distilling import DistillSettings, distill
-from drafts.judging import JudgeSettings, judge
-from drafts.methods import EngineOptions, Method
-from drafts.prompts import read_prompts, sample
-from evaluation.evaluating import Evaluation, evaluate
-from evaluation.scores import Ratio
-from evaluation.settings import LOCAL_TASKS, TASK_FOLDER, EvaluateSettings
-from pruning.checkpoint import load_tokenizer
-from pruning.settings import WidthSettings
+from benchmarks.three_grid import FULL, QUICK, Cell, Grid, Rows, cells_of
+from benchmarks.three_measuring import VALIDATION, Measuring
+from benchmarks.three_models import TARGET, TRAIN
+from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
 from stages.folders import publish, write_text
 from stages.hashing import checkpoint_hash, file_hash, value_hash
 from stages.progress import log
 
-VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 PUBLISHED = Path(__file__).parent / "three_systems.json"
 ROWS = "rows.json"
 
 OF_THIS_MACHINE = ("speed", "cost")
 """Tables whose figures are another machine's on another machine."""
-
-Rows = list[dict[str, Any]]
-
-
-def of_ratio(cell: Cell, metric: str, ratio: Ratio | None) -> Rows:
-    """A row of a share of the target's, none where it is undefined."""
-    return [] if ratio is None or ratio.value is None else [row(cell, metric, ratio.value, ratio.low, ratio.high)]
-
-
-def rows_of_evaluation(cell: Cell, found: Evaluation) -> Rows:
-    """Scores of every task, and what is kept of the target's."""
-    scores = [
-        row(cell, f"{s.task.removeprefix('understudy_')}:{s.metric}", s.score, s.low, s.high) for s in found.tasks
-    ]
-    kept = found.retention
-    if kept is None:
-        return scores
-    shares = (
-        ("retention", kept.plain),
-        ("retention_above_chance", kept.above_chance),
-        ("bits_ratio", kept.bits_per_byte),
-    )
-    return [*(line for name, ratio in shares for line in of_ratio(cell, name, ratio)), *scores]
-
-
-class Measuring:
-    """How each table's cells are measured.
-
-    Args:
-        out: the run's folder.
-    """
-
-    def __init__(self, grid: Grid, out: Path):
-        self.grid, self.out = grid, out
-        self.shop = Workshop(grid, out)
-
-    def target_result(self) -> Path:
-        """The target's own evaluation, made once for its settings."""
-        settings = self.evaluation()
-        file = self.out / "target" / f"{value_hash(settings.model_dump(mode='json'))[:12]}.json"
-        with alone(file):
-            if not file.is_file():
-                evaluate(TARGET, file, settings)
-        return file
-
-    def evaluation(self) -> EvaluateSettings:
-        """The same items for all models and seeds."""
-        return EvaluateSettings(limit=self.grid.evaluation_limit, dtype="float32")
-
-    def size(self, folder: Path) -> dict[str, float]:
-        """Parameters of a model, and which share of the target's it lacks."""
-        own, target = (_parameters(place) for place in (folder, TARGET))
-        return {"parameters": own, "parameters_removed": 1 - own / target}
-
-    def quality(self, cell: Cell, folder: Path) -> Rows:
-        """Tables depth, width, structured: one model, evaluated against the target."""
-        model = self.shop.model(cell)
-        found = evaluate(model, folder / "evaluation.json", self.evaluation(), against=self.target_result())
-        return [*rows_of_evaluation(cell, found), *(row(cell, name, v) for name, v in self.size(model).items())]
-
-    def acceptance(self, cell: Cell, folder: Path) -> Rows:
-        """How far the target would follow the model as its draft, on the target's answers to validation prompts."""
-        answers = self.out / "stages" / "validation-answers"
-        grid = self.grid
-        settings = DistillSettings(
-            backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens
-        )
-        with alone(answers):
-            distill(TARGET, VALIDATION, answers, settings)
-        judging = JudgeSettings(num_speculative_tokens=grid.judged_tokens)
-        found = judge(TARGET, self.shop.model(cell), answers, folder / "judged.json", judging)
-        positions = sum(f.positions for f in found)
-        rows = []
-        for metric, values in (
-            ("overlap", [f.overlap for f in found]), ("agreement", [f.agreement for f in found]),
-            ("acceptance_length", [f.acceptance_lengths[-1] for f in found]),
-        ):  # fmt: skip
-            mean = sum(v * f.positions for v, f in zip(values, found, strict=True)) / positions
-            rows.append(row(cell, metric, mean, min(values), max(values)))
-        return rows
-
-    def speed(self, cell: Cell, folder: Path) -> Rows:
-        """Served beside the target, plain decoding, in all exports that the grid names."""
-        exports = [e for method, sparsity, e in self.grid.served if (method, sparsity) == (cell.method, cell.sparsity)]
-        models = {export: self.shop.pruned(cell, export) for export in exports}  # type: ignore[arg-type]
-        rows: Rows = []
-        for start in range(0, len(exports), self.grid.served_at_once):
-            rows += self._served_rows(
-                cell, {e: models[e] for e in exports[start : start + self.grid.served_at_once]}, folder
-            )
-        for export, model in models.items():
-            size = self.size(model)
-            rows += [row(cell, f"{name}:{export}", value) for name, value in size.items()]
-            rows.append(
-                row(cell, f"weights_mib:{export}", sum(f.stat().st_size for f in model.glob("*.safetensors")) / 2**20)
-            )
-        return rows
-
-    def _served_rows(self, cell: Cell, models: dict[str, Path], folder: Path) -> Rows:
-        grid = self.grid
-        prompts = [
-            p.model_copy(update={"kind": "all"})
-            for p in sample(read_prompts(VALIDATION), max(1, grid.served_prompts // 2), 0)
-        ]
-        blocks = blocks_of(
-            prompts, conditions_of(prompts, [1], [0.0]), grid.served_repeats, max(1, len(prompts) // 4), 0
-        )
-        methods = [Method("plain"), *(Method(export, model=model) for export, model in models.items())]
-        how = EngineOptions(512, 2, grid.enforce_eager)
-        cells = ask_methods(TARGET, methods, Asking(tuple(blocks), grid.served_tokens), folder / "engine-logs", how)
-        tokenizer = load_tokenizer(TARGET)
-        found = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [
-            line
-            for f in found
-            if f["method"] != "plain"
-            for line in (
-                row(cell, f"speedup:{f['method']}", f["speedup"], f["speedup_low"], f["speedup_high"]),
-                row(cell, f"tokens_per_s:{f['method']}", f["output_tokens_per_s"]),
-            )
-        ]
-
-    def cost(self, cell: Cell, folder: Path) -> Rows:
-        """Wall times of the stages, and what scoring and training cost beside what they are compared with."""
-        model, pruned = self.shop.model(cell), self.shop.pruned(cell)
-        rows = [row(cell, "prune_s", seconds_of(pruned))]
-        if model != pruned:
-            rows.append(row(cell, "recover_s", seconds_of(model)))
-        if cell.method.startswith("cfsp"):
-            text = {"calibration": (self.shop.prompts,), "calibration_tokens": self.grid.calibration_tokens}
-            settings = WidthSettings(**text, dtype="float32")
-            ratios = scoring_over_forward(TARGET, settings, self.grid.cost_repeats)
-            rows.append(row(cell, "scoring_over_forward", statistics.median(ratios), min(ratios), max(ratios)))
-        if cell.method == "nuteprune:numerous":
-            plain = peak_mib("plain", TARGET)
-            rows.append(row(cell, "peak_memory_over_finetuning", peak_mib("nuteprune", TARGET) / plain))
-            rows.append(row(cell, "peak_memory_with_two_models", peak_mib("second_model", TARGET) / plain))
-        return rows
-
-    def measure(self, cell: Cell, folder: Path) -> Rows:
-        """All rows of a cell."""
-        ways: dict[str, Callable[[Cell, Path], Rows]] = {
-            "acceptance": self.acceptance, "speed": self.speed, "cost": self.cost
-        }  # fmt: skip
-        return ways.get(cell.table, self.quality)(cell, folder)
-
-
-def _parameters(folder: Path) -> float:
-    """Weights of a checkpoint, by its files: tied ones count once, as they are stored once."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return float(total)
 
 
 def run_of(cell: Cell, grid: Grid) -> provenance.Run:
@@ -231,7 +60,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
     settings = {**budgets, "cell": cell.slug, **({"served": served} if cell.table == "speed" else {})}
     tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
-    prompts = {"train": file_hash(ROOT / "reference" / "prompts" / "train.jsonl"), "validation": file_hash(VALIDATION)}
+    prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}
     return provenance.Run("three-systems", settings, {"target": checkpoint_hash(TARGET), **prompts, **tasks}, cell.seed)
 
 

@@ -49,14 +49,14 @@ def test_a_row_has_all_fields() -> None:
 class Counting:
     """Measures nothing, but counts, and fails where it is told to."""
 
-    def __init__(self, failing: str = ""):
+    def __init__(self, failing: str = "", error: Exception | None = None):
         self.asked: list[str] = []
-        self.failing = failing
+        self.failing, self.error = failing, error or EngineError("it did not start")
 
     def __call__(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         self.asked.append(cell.slug)
         if cell.slug == self.failing:
-            raise EngineError("it did not start")
+            raise self.error
         (folder / "evaluation.json").write_text("{}")
         return [row(cell, "retention", 0.5), row(cell, "parameters_removed", 0.2)]
 
@@ -107,6 +107,14 @@ def test_several_processes_find_what_one_does_and_one_that_breaks_stops_no_other
     found = run_grid(cells, QUICK, tmp_path / "two", Counting(cells[1].slug), jobs=2)
     assert found.rows == alone.rows
     assert found.failed == alone.failed == {cells[1].slug: "it did not start"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_fault_in_one_cell_is_named_and_costs_no_other(tmp_path: Path, jobs: int) -> None:
+    cells = cells_of(QUICK)[:3]
+    found = run_grid(cells, QUICK, tmp_path, Counting(cells[1].slug, ZeroDivisionError("a fault")), jobs=jobs)
+    assert found.failed == {cells[1].slug: "ZeroDivisionError: a fault"}
+    assert set(found.rows) == {cells[0].slug, cells[2].slug}
 
 
 def test_a_stage_that_two_want_is_made_by_one_at_a_time(tmp_path: Path) -> None:
