@@ -38,8 +38,9 @@ class NutePruneSettings(Settings):
         exact: bring the widths to the wanted sparsity before fine-tuning; otherwise they are the masks' own.
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
-        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; higher ones wind up while the masks
-            are still on their way, and the sparsity shoots past its aim.
+        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; high ones wind up while the masks
+            are still on their way, and the sparsity shoots past its aim. With low ones the search ends before it gets there,
+            which it then says: 0.1 is too low for a few hundred steps on the reference target (EXPERIMENTS.md).
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.

@@ -204,7 +204,25 @@ class Trainer:
         """Freezes the masks when the search's share of the budget is used up, and says what they cost so far."""
         if self.state.final is None and self.searched() >= 1:
             self.freeze()
+            for line in self.shortcomings():
+                log(line)
             self.check("searched", check)
+
+    def shortcomings(self) -> list[str]:
+        """What a search that is over was asked for and did not do, a line each."""
+        settings, found, lines = self.settings, self.state.figures["expected_sparsity"], []
+        remedy = f"raise steps ({settings.steps}) or multiplier_rate ({settings.multiplier_rate:g})"
+        if not teachers.reached(found, settings.sparsity, settings.snapshot_every):
+            rest = "the rest is cut by the masks' order" if settings.exact else "the model stays larger"
+            lines.append(
+                f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {remedy}"
+            )
+        if settings.teachers == "numerous" and all(step["teacher"] == "intact" for step in self.state.curve):
+            taken, gap = len(self.state.snapshots), settings.teacher_gap
+            lines.append(
+                f"no snapshot ever taught: {taken} were taken, and the teacher is {gap} behind; {remedy}, or lower teacher_gap"
+            )
+        return lines
 
     def check(self, name: str, batches: Sequence[Batch]) -> None:
         """Notes divergence and agreement of the student with the target on text that was kept out."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.draft import joined
 from benchmarks.render import lever_cells, levers, off
+from drafts.training import RecoverSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 def swept(name: str, settings: dict[str, Any], layers: list[int], length: float) -> dict[str, Any]:
@@ -112,3 +117,11 @@ def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> 
     assert all(row["predicted_speedup"] is None for row in made["rows"] if row["method"] == "draft_parallel")
     assert made["rows"][-1]["train_tokens"] == 2000
     assert "in one pass, all at once" in levers({**made, "sweep": result["sweep"]})
+
+
+def test_the_sibling_is_trained_with_the_built_drafts_settings() -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "reference.yaml").read_text())["recover"]
+    (command,) = re.findall(r"\) recover (.*?)\n\t\$", (ROOT / "Makefile").read_text(), re.DOTALL)
+    given = {name: yaml.safe_load(value) for name, value in re.findall(r"--set (\w+)=(\S+)", command)}
+    assert given.pop("from_scratch") is True
+    assert RecoverSettings(**given) == RecoverSettings(**recipe)

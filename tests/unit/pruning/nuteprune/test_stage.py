@@ -66,6 +66,17 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     assert record["peak_memory_mib"] > 0
 
 
+def test_a_search_that_falls_short_and_one_that_no_snapshot_taught_say_so(made, tmp_path, capsys):
+    prune_masks(made["target"], tmp_path / "short", settings(made["text"], steps=6, multiplier_rate=0.01))
+    said = capsys.readouterr().err
+    assert "instead of 0.3; the rest is cut by the masks' order; raise steps (6) or multiplier_rate (0.01)" in said
+    assert "no snapshot ever taught: 0 were taken, and the teacher is 2 behind" in said
+    prune_masks(made["target"], tmp_path / "alone", settings(made["text"], steps=6, teachers="intact"))
+    said = capsys.readouterr().err
+    assert "instead of 0.3" in said
+    assert "no snapshot" not in said
+
+
 def test_the_command_finds_the_method_and_a_plan_alone_is_not_carried_out(made, tmp_path):
     read = read_prune_settings({"method": "nuteprune", "sparsity": 0.2}, "--set")
     assert isinstance(read, NutePruneSettings)
