@@ -3,6 +3,7 @@
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
+# make results-floor  the last part of that alone: the pair where many share the engine → benchmarks/floor.json, RESULTS.md
 # make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes)
 #                             → benchmarks/three_systems.json, RESULTS.md
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM, then its promises (20 minutes)
@@ -30,7 +31,7 @@ PRELOAD = LD_PRELOAD="$(wildcard $(CURDIR)/$(VENV)/lib/libiomp5.so)"
 RUN = $(PRELOAD) $(BIN)/understudy
 PIP = $(BIN)/python -m pip install --quiet --no-compile --no-deps
 
-.PHONY: demo test test-build test-serving serve compiled results results-draft results-three-systems bench-gateway \
+.PHONY: demo test test-build test-serving serve compiled results results-draft results-floor results-three-systems bench-gateway \
 	loadtest results-loadtest test-deploy results-deploy test-clients check setup setup-dev setup-suffix setup-evaluation setup-loadtest clean
 
 demo: setup
@@ -70,6 +71,11 @@ results-draft: setup-suffix compiled
 		--set prompts_per_kind=24 --set max_tokens=48 --set repeats=1 --set block_size=12 \
 		--set 'concurrencies=[1, 2, 4, 8, 16]' --set 'rates=[3]'
 	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
+	$(PRELOAD) $(BIN)/python -m benchmarks.floor $(COMPILED)/pair $(PROMPTS)/heldout.jsonl
+	$(BIN)/python -m benchmarks.render
+
+results-floor: compiled
+	$(PRELOAD) $(BIN)/python -m benchmarks.floor $(COMPILED)/pair $(PROMPTS)/heldout.jsonl
 	$(BIN)/python -m benchmarks.render
 
 results-three-systems: setup-evaluation

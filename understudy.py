@@ -201,12 +201,15 @@ def recover(
     out: OutOption,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
+    processes: Annotated[
+        int, typer.Option(min=1, help="how many train it side by side, each on a GPU of its own (accelerate launch)")
+    ] = 1,
 ) -> None:
     """Train the pruned model on the target's own answers until its budget of tokens or seconds is used up."""
     from drafts.recovery import recover
     from drafts.training import RecoverSettings
 
-    recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_))
+    recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_), processes)
     print(out)
 
 

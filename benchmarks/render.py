@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.deploy_render import deploy
+from benchmarks.floor_render import floor
 from benchmarks.loadtest_render import loadtest
 from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
@@ -233,6 +234,7 @@ def overhead(record: dict[str, Any]) -> str:
 SECTIONS = {
     "reference.json": reference,
     "draft.json": levers,
+    "floor.json": floor,
     "three_systems.json": three_systems,
     "gateway.json": gateway,
     "loadtest.json": loadtest,

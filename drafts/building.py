@@ -34,13 +34,18 @@ class Prompts(Settings):
 
 
 class Recipe(Settings):
-    """One build. Paths in a recipe file are relative to that file; ``out`` is relative to where the command runs."""
+    """One build. Paths in a recipe file are relative to that file; ``out`` is relative to where the command runs.
+
+    Attributes:
+        processes: how many train the draft side by side (``accelerate launch``), each on a GPU of its own where there are some.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     target: Path
     prompts: Prompts
     out: Path
     max_model_len: int = Field(default=512, ge=16)
+    processes: int = Field(default=1, ge=1)
     prune: PruneSettings = PruneSettings()
     distill: DistillSettings = DistillSettings()
     recover: RecoverSettings = RecoverSettings()
@@ -96,7 +101,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     return [
         Stage("prune", pruned, make_pruned),
         Stage("distill", data, lambda: distill(target, prompts.train, data, recipe.distill)),
-        Stage("recover", draft, lambda: recover(target, pruned, data, draft, recipe.recover)),
+        Stage("recover", draft, lambda: recover(target, pruned, data, draft, recipe.recover, recipe.processes)),
         Stage("measure", measured, lambda: measure(target, draft, prompts.validation, measured, recipe.measure)),
         Stage(
             "choose", pair,

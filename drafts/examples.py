@@ -58,6 +58,18 @@ class Batch:
         ids, rows, columns = self.ids_BT.to(device), self.rows_N.to(device), self.columns_N.to(device)
         return Batch(ids, rows, columns, self.labels_N.to(device), self.weights_N.to(device), self.indices)
 
+    def of_rows(self, rows: range) -> Batch:
+        """The batch of some neighbouring rows, padded as before."""
+        kept = self.judged_in(rows)
+        return Batch(
+            self.ids_BT[rows.start : rows.stop], self.rows_N[kept] - rows.start, self.columns_N[kept], self.labels_N[kept],
+            self.weights_N[kept], self.indices[rows.start : rows.stop],
+        )  # fmt: skip
+
+    def judged_in(self, rows: range) -> Tensor:
+        """Which judged positions lie in some neighbouring rows, bool [N]."""
+        return (self.rows_N >= rows.start) & (self.rows_N < rows.stop)
+
 
 def make_example(record: dict[str, Any], tokenizer: Any, max_length: int) -> Example | None:
     """Encodes one data record; None when the answer is empty or the prompt alone fills ``max_length``."""

@@ -98,6 +98,17 @@ class MaskedBatch(Batch):
         }
         return MaskedBatch(**moved)
 
+    def of_rows(self, rows: range) -> MaskedBatch:
+        """The batch of some neighbouring rows, with their masks."""
+        kept, part = self.judged_in(rows), slice(rows.start, rows.stop)
+        place = torch.cumsum(kept, 0) - 1
+        before = self.before_P[kept]
+        return MaskedBatch(
+            **vars(super().of_rows(rows)), inputs_BX=self.inputs_BX[part], positions_BX=self.positions_BX[part],
+            visible_B1XX=self.visible_B1XX[part], places_P=self.places_P[kept], depths_P=self.depths_P[kept],
+            before_P=torch.where(before < 0, before, place[before]),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Mask:

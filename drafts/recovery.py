@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from drafts.distilling import DATA, read_data
-from drafts.examples import split_examples
+from drafts.examples import Example, split_examples
 from drafts.packaging import package
 from drafts.parallel import CONFIG_KEY
+from drafts.processes import launch, published, world
 from drafts.teacher import Teacher
 from drafts.training import CHECKPOINT, RecoverSettings, Trainer, check, check_parallel
 from pruning.checkpoint import write_checkpoint
 from pruning.plan import load_plan, read_json
 from stages.errors import InputError
-from stages.folders import publish
+from stages.folders import check_place, partial_of
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
 from stages.provenance import Run, up_to_date
@@ -41,8 +42,8 @@ def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
     return records
 
 
-def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings) -> None:
-    """Trains the pruned model on the target's answers and writes the draft's checkpoint to ``out``.
+def _run(target: Path, pruned: Path, data: Path, settings: RecoverSettings) -> Run:
+    """What a recovery is made of.
 
     Raises:
         InputError: the plan of the pruned model was made for another target, or the data by another target.
@@ -64,32 +65,63 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         advice = "give a draft that was recovered from this pruned model"
         before.check_same_parts(plan, f"start {settings.start}", str(pruned), advice)
         inputs["start"] = checkpoint_hash(settings.start)
-    run = Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
+    return Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
+
+
+def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings, processes: int = 1) -> None:
+    """Trains the pruned model on the target's answers and writes the draft's checkpoint to ``out``.
+
+    Args:
+        processes: how many train it side by side, each on a GPU of its own where there are some.
+
+    Raises:
+        InputError: the plan of the pruned model was made for another target, or the data by another target.
+    """
+    run = _run(target, pruned, data, settings)
     if up_to_date(run, out):
         return
-    with publish(out, keep_partial=True, stage=run.stage) as folder:
-        if not run.is_current(folder):
-            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-        run.write(folder)
+    if processes > 1:
+        check_place(out, run.stage)
+        launch(processes, run.stage, (target, pruned, data), out, settings)
+        return
+    first = world().is_main_process
+    with published(out, partial_of(out.resolve()), run.stage) as folder:
+        if first:
+            if not run.is_current(folder):
+                shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+            run.write(folder)
+        world().wait_for_everyone()
         trainer = Trainer(target, pruned, folder, settings)
-        training, kept_out = split_examples(records, trainer.tokenizer, settings.max_length, settings.check_share)
+        training, kept_out = split_examples(
+            read_data(data / DATA), trainer.tokenizer, settings.max_length, settings.check_share
+        )
         trainer.restore()
         trainer.train(training)
-        check_teacher = Teacher(trainer.teacher_model, 0)
-        with trainer.accelerator.autocast():
-            figures: dict[str, Any] = check(trainer.student, check_teacher, kept_out, settings)
-            if trainer.mask_token is not None and kept_out:
-                shares = check_parallel(trainer.student, check_teacher, kept_out, settings, trainer.mask_token)
-                figures["parallel_overlap"] = shares
+        if not first:
+            return
+        figures = _checked(trainer, kept_out)
         config = read_json(pruned / "config.json", "run 'understudy prune' again")
         if trainer.mask_token is not None:
             config[CONFIG_KEY] = trainer.mask_token
         write_checkpoint(trainer.finished().to(trainer.stored_dtype), target, folder, config)
         shutil.copy2(pruned / "plan.json", folder / "plan.json")
         curve = trainer.losses[:: max(1, len(trainer.losses) // 200)]
-        run.write(folder, figures=figures, position=asdict(trainer.position), losses=curve)
+        run.write(
+            folder, figures=figures, position=asdict(trainer.position), losses=curve, processes=world().num_processes
+        )
         package(target, folder, data)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     log(
         f"{out}: overlap {figures.get('overlap', float('nan')):.3f}, agreement {figures.get('agreement', float('nan')):.3f}"
     )
+
+
+def _checked(trainer: Trainer, kept_out: list[Example]) -> dict[str, Any]:
+    """Overlap and agreement with the target on answers that were kept out of training."""
+    student, teacher = trainer.accelerator.unwrap_model(trainer.student), Teacher(trainer.teacher_model, 0)
+    with trainer.accelerator.autocast():
+        figures: dict[str, Any] = check(student, teacher, kept_out, trainer.settings)
+        if trainer.mask_token is not None and kept_out:
+            shares = check_parallel(student, teacher, kept_out, trainer.settings, trainer.mask_token)
+            figures["parallel_overlap"] = shares
+    return figures

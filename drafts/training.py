@@ -30,10 +30,10 @@ from drafts.parallel import (
     refuse_windows,
     with_masks,
 )
+from drafts.processes import agreed, own_gpus, own_part, share_of
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, quickly_computed
 from pruning.plan import load_plan
-from stages.errors import InputError
 from stages.folders import storage_errors
 from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
@@ -137,7 +137,7 @@ class Position:
 
 
 class Student(nn.Module):
-    """The pruned model behind one forward that gives logits at judged positions only (DDP and FSDP wrap this)."""
+    """The pruned model behind one forward that gives logits at judged positions only (several processes wrap this)."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -251,8 +251,6 @@ class Trainer:
         self.settings, self.folder = settings, folder
         precision = precision_of(settings.mixed_precision)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-        if self.accelerator.num_processes > 1:
-            raise InputError("recover: runs in one process; start it without 'accelerate launch'")
         torch.manual_seed(settings.seed)
         model, self.tokenizer = load_target(settings.start or pruned, dtype="float32")
         if settings.from_scratch:
@@ -269,7 +267,7 @@ class Trainer:
             ranks = layer_ranks(settings.lora_rank, settings.lora_ranks, importance_of(load_plan(pruned)), str(pruned))
             model = add_lora(model, settings.lora_rank, self.mask_token, ranks)
         self.needs_teacher = settings.judges_by_logits
-        teacher, _ = load_target(target, device="auto")  # over all GPUs where there are several
+        teacher, _ = load_target(target, device="auto", gpus=own_gpus())  # over all of them where there are several
         self.stored_dtype = teacher.dtype
         self.teacher_model = quickly_computed(teacher)
         student = Student(model)
@@ -293,13 +291,18 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint beside the last one, then takes its place."""
         fresh, place = self.folder / f".{CHECKPOINT}.partial", self.folder / CHECKPOINT
+        first = self.accelerator.is_main_process
         with storage_errors(self.folder):
-            shutil.rmtree(fresh, ignore_errors=True)
+            if first:
+                shutil.rmtree(fresh, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(fresh))
-            state = {**asdict(self.position), "losses": self.losses}
-            (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
-            shutil.rmtree(place, ignore_errors=True)
-            fresh.rename(place)
+            self.accelerator.wait_for_everyone()
+            if first:
+                state = {**asdict(self.position), "losses": self.losses}
+                (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
+                shutil.rmtree(place, ignore_errors=True)
+                fresh.rename(place)
 
     def done(self) -> float:
         """Share of the budget used, in tokens or seconds, whichever is further."""
@@ -308,8 +311,9 @@ class Trainer:
         return min(max(by_tokens, by_time), 1.0)
 
     def step(self, batch: Batch, teacher: Teacher | None) -> float:
-        """One optimiser step on one batch; returns the loss."""
-        moved = batch.to(self.accelerator.device)
+        """One optimiser step on one batch, of which each process takes its part; returns the loss, this process's part of it."""
+        own, counts = own_part(batch, self.accelerator)
+        moved = own.to(self.accelerator.device)
         factor = learning_rate_factor(self.done(), self.settings.warmup_share)
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -321,6 +325,7 @@ class Trainer:
                 reach = reached(overlap(student_NV.detach(), teacher_NV), moved)
                 moved = replace(moved, weights_N=moved.weights_N * reach)
             loss = loss_of(student_NV, teacher_NV, moved, self.settings)
+        loss = loss * share_of(moved.weights_N.sum() * counts, self.accelerator)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.student.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -345,18 +350,22 @@ class Trainer:
         return with_masks(batch, settings.parallel_tokens, settings.parallel_keep, self.mask_token, draw)
 
     def train(self, examples: Sequence[Example]) -> None:
-        """Trains until the budget is used up; checkpoints on the way, when interrupted, and at the end."""
+        """Trains until the budget is used up; checkpoints on the way, when interrupted, and at the end.
+
+        Several processes are interrupted in different places, so they cannot save together: they go on from the last checkpoint.
+        """
         try:
             self._train(examples)
         except KeyboardInterrupt:
-            self.save()
+            if self.accelerator.num_processes == 1:
+                self.save()
             raise
         self.save()
 
     def _train(self, examples: Sequence[Example]) -> None:
         settings, position = self.settings, self.position
         teacher = Teacher(self.teacher_model, int(settings.teacher_cache_gib * 2**30)) if self.needs_teacher else None
-        saved = last = time.monotonic()
+        saved, last = position.seconds, time.monotonic()
         with progress("recovery", 100, "%", done=100 * self.done()) as advance:
             while self.done() < 1:
                 epoch = batches(examples, self.text_tokens, settings.prompt_weight, settings.seed, position.epoch)
@@ -365,15 +374,16 @@ class Trainer:
                         continue
                     batch = self.masked(text, number)
                     before = self.done()
-                    loss = self.step(batch, teacher)
+                    part = self.step(batch, teacher)
                     now = time.monotonic()
-                    position.seconds, last = position.seconds + now - last, now
+                    loss, position.seconds = agreed((part, position.seconds + now - last), self.accelerator)
+                    last = now
                     position.tokens, position.batch = position.tokens + batch.num_tokens, number + 1
                     self.losses.append((position.tokens, round(loss, 4)))
                     advance(100 * (self.done() - before), note=f"loss {loss:.3f}, {position.tokens:,} positions")
-                    if now - saved > settings.checkpoint_every_s:
+                    if position.seconds - saved > settings.checkpoint_every_s:
                         self.save()
-                        saved = time.monotonic()
+                        saved = position.seconds
                     if self.done() >= 1:
                         return
                 position.epoch, position.batch = position.epoch + 1, 0

@@ -97,9 +97,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _placement(device: str) -> dict[str, Any]:
-    """How from_pretrained places a model: over all GPUs when there are several and ``auto`` is asked for."""
-    return {"device_map": "auto"} if device == "auto" and torch.cuda.device_count() > 1 else {}
+def _placement(device: str, gpus: Sequence[int] | None) -> dict[str, Any]:
+    """How from_pretrained places a model: over the GPUs when there are several and ``auto`` is asked for."""
+    count = torch.cuda.device_count() if gpus is None else len(gpus)
+    if device != "auto" or count < 2:
+        return {}
+    return {"device_map": "auto"} | (
+        {} if gpus is None else {"max_memory": {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus}}
+    )
 
 
 def _device(name: str) -> str:
@@ -107,13 +112,16 @@ def _device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(folder: Path, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: str = "auto", device: str = "cpu", gpus: Sequence[int] | None = None
+) -> PreTrainedModel:
     """Loads a target for inference.
 
     Args:
         folder: a Hugging Face checkpoint of a known family.
         dtype: ``auto`` for the stored type, or float64, float32, bfloat16, float16.
         device: ``auto`` for GPUs where there are some, else a name torch knows.
+        gpus: those that ``auto`` may spread the model over; all where not given.
 
     Raises:
         InputError: as ``load_config``, and for weights that are unreadable or incomplete.
@@ -128,7 +136,7 @@ def load_model(folder: Path, dtype: str = "auto", device: str = "cpu") -> PreTra
                 dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
-                **_placement(device),
+                **_placement(device, gpus),
             )
     except BROKEN as error:
         raise InputError(f"{folder}: the weights cannot be read ({_line(error)}); copy the checkpoint again") from error
@@ -144,9 +152,11 @@ def quickly_computed(model: PreTrainedModel) -> PreTrainedModel:
     return model.float() if slow else model
 
 
-def load_target(folder: Path, dtype: str = "auto", device: str = "cpu") -> tuple[PreTrainedModel, Any]:
-    """Loads a target and its tokenizer; raises as ``load_model`` and ``load_tokenizer``."""
-    return load_model(folder, dtype, device), load_tokenizer(folder)
+def load_target(
+    folder: Path, dtype: str = "auto", device: str = "cpu", gpus: Sequence[int] | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Loads a target and its tokenizer; as ``load_model`` and ``load_tokenizer``."""
+    return load_model(folder, dtype, device, gpus), load_tokenizer(folder)
 
 
 def _kept_tensors(folder: Path, kept_layers: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:

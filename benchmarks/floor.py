@@ -1,0 +1,98 @@
+"""A pair where many share the engine, beside plain decoding and plain decoding once more: ``python -m benchmarks.floor PAIR``.
+
+Where `choose` lets a pair draft nothing, it does what plain decoding does, and the question is whether it loses anything to it.
+Turns of that load take seconds, so a few of them cannot tell a loss from the engines' noise. Here there are many, and a second
+plain engine beside them says what the noise is. Writes floor.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drafts.cells import Asking, Cell, acceptance, ask_methods, blocks_of, conditions_of, faster, groups
+from drafts.encoding import fitting
+from drafts.methods import EngineOptions, Method, own_name
+from drafts.prompts import read_prompts, sample
+from evaluation.scores import percentiles, resampled
+from pruning.checkpoint import load_tokenizer
+from server.pair import read_pair
+from stages import provenance
+from stages.folders import write_text
+
+FILE = Path(__file__).parent / "floor.json"
+AGAIN = "plain again"
+TIMES = 2000
+"""Draws of the bootstrap."""
+
+
+def ratio_interval(own: Sequence[Cell], plain: Sequence[Cell], seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval (95 %) of the ratio of output tokens per second; whole turns are drawn, a turn's two cells together."""
+    columns = [
+        [float(cell.num_tokens) for cell in own], [cell.wall_s for cell in own],
+        [float(cell.num_tokens) for cell in plain], [cell.wall_s for cell in plain],
+    ]  # fmt: skip
+    tokens, seconds, base_tokens, base_seconds = resampled(columns, TIMES, seed)
+    return percentiles((tokens / seconds) / (base_tokens / base_seconds))
+
+
+def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row for each method but plain and each condition."""
+    rows = []
+    for method, condition, own, plain in groups(cells):
+        if method == "plain":
+            continue
+        low, high = ratio_interval(own, plain)
+        rows.append({
+            "method": method, "kind": condition.kind, "temperature": condition.temperature,
+            "concurrency": condition.concurrency, "turns": len(own), "speedup": faster(own, plain), "low": low, "high": high,
+            "num_drafts": acceptance([answer for cell in own for answer in cell.answers])["num_drafts"],
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Serves the three engines side by side and asks them in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", type=Path, help="folder of the pair, e.g. build/reference-compiled/pair")
+    parser.add_argument("prompts", type=Path, help="held-out prompts (JSONL)")
+    parser.add_argument("--concurrencies", type=int, nargs="+", default=[8, 16], help="requests at a time")
+    parser.add_argument("--turns", type=int, default=16, help="of every kind, temperature and number of requests")
+    parser.add_argument("--prompts-per-kind", type=int, default=32, help="asked in each turn")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
+    parser.add_argument("--out", type=Path, default=FILE)
+    asked = parser.parse_args()
+    pair = read_pair(asked.pair)
+    serving = pair.serving
+    everything = fitting(
+        read_prompts(asked.prompts), load_tokenizer(pair.target), serving.max_model_len, asked.max_tokens
+    )
+    prompts = sample(everything, asked.prompts_per_kind, seed=0)
+    blocks = [
+        block
+        for concurrency in asked.concurrencies
+        for condition in [conditions_of(prompts, [concurrency], (0.0, 1.0))]
+        for block in blocks_of(prompts, condition, asked.turns, asked.prompts_per_kind, 0)
+        if block.repeat < asked.turns
+    ]
+    methods = [Method("plain"), Method(own_name(pair.speculative_config), pair.speculative_config), Method(AGAIN)]
+    how = EngineOptions(serving.max_model_len, max(asked.concurrencies), serving.enforce_eager, serving.engine_args)
+    cells = ask_methods(
+        pair.target, methods, Asking(tuple(blocks), asked.max_tokens), asked.out.parent / "engine-logs", how
+    )
+    record = {
+        "rows": rows_of(cells), "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
+        "prompts_per_kind": asked.prompts_per_kind, "max_tokens": asked.max_tokens,
+        "versions": provenance.versions(), "hardware": provenance.hardware(),
+        "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
+    }  # fmt: skip
+    write_text(asked.out, json.dumps(record, indent=1) + "\n")
+    print(asked.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The section of RESULTS.md on the pair where many share the engine, from floor.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FLOOR = 0.98
+"""What the pair must not fall below, of plain decoding."""
+
+
+def cells_of(rows: list[dict[str, Any]]) -> list[str]:
+    """One condition: its pair and the second plain engine, with intervals, and what the pair drafted."""
+    again, own = sorted(rows, key=lambda row: row["method"] != "plain again")
+    found = [f"{row['speedup']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in (own, again)]
+    first = f"{own['kind']}, T = {own['temperature']:g}"
+    return [first, str(own["concurrency"]), str(own["turns"]), *found, "yes" if own["num_drafts"] else "no"]
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Whether the floor is kept, as far as the intervals say."""
+    own = [row for row in rows if row["method"] != "plain again"]
+    below = [row for row in own if row["high"] < FLOOR]
+    worst = min(own, key=lambda row: row["speedup"])
+    held = f"{len(below)} of {len(own)} intervals lie" if below else "no interval lies"
+    return (
+        f"Lowest: {worst['speedup']:.3f} ({worst['kind']}, T = {worst['temperature']:g}, {worst['concurrency']} requests); "
+        f"{held} below {FLOOR:g}, and {sum(row['speedup'] < FLOOR for row in own)} of the figures."
+    )
+
+
+def floor(record: dict[str, Any]) -> str:
+    """The section."""
+    hardware, rows = record["hardware"], record["rows"]
+    conditions = dict.fromkeys((row["kind"], row["temperature"], row["concurrency"]) for row in rows)
+    table = [
+        cells_of([r for r in rows if (r["kind"], r["temperature"], r["concurrency"]) == key]) for key in conditions
+    ]
+    heads = ("prompts", "requests at a time", "turns", "pair over plain", "plain once more over plain", "pair drafts")
+    return "\n\n".join(
+        [
+            "## The pair where many share the engine",
+            "Command: `make results-floor` (file: `benchmarks/floor.json`).",
+            f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; revision {record['git_revision'][:12]}, {record['date']}. "
+            f"Three engines side by side take turns of {record['prompts_per_kind']} prompts: plain, the pair, and plain once more, "
+            "which says how far two engines that do the same lie apart. Ratios of output tokens per second over all turns, in "
+            "brackets bootstrap intervals (95 %) over turns.",
+            "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *table]),
+            verdict(rows),
+        ]
+    )

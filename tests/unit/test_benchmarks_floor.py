@@ -1,0 +1,53 @@
+"""The pair beside two plain engines: ratios with intervals, and what RESULTS.md says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.floor import AGAIN, rows_of
+from benchmarks.floor_render import floor, verdict
+from drafts.cells import Cell, Condition
+from drafts.client import Answer
+
+BUSY = Condition("code", 8, 0.0)
+
+
+def answer(tokens: int) -> Answer:
+    return Answer("p", "code", "text", "length", 4, tokens, 0.1, 1.0, None)
+
+
+def turns(method: str, seconds: list[float]) -> list[Cell]:
+    return [Cell(method, BUSY, turn, (answer(100),), wall) for turn, wall in enumerate(seconds)]
+
+
+def test_the_interval_holds_the_ratio_and_is_a_point_where_all_turns_agree() -> None:
+    cells = (
+        turns("plain", [1.0, 2.0, 1.0, 2.0]) + turns("draft", [2.0, 4.0, 2.0, 4.0]) + turns(AGAIN, [1.0, 1.0, 2.0, 2.0])
+    )
+    draft, again = rows_of(cells)
+    assert draft["speedup"] == pytest.approx(0.5)
+    assert (draft["low"], draft["high"]) == pytest.approx((0.5, 0.5))  # a turn's cells are drawn together
+    assert again["speedup"] == pytest.approx(1.0)
+    assert again["low"] < 0.9 < 1.1 < again["high"]
+    assert draft["turns"] == 4
+    assert draft["num_drafts"] == 0
+
+
+def row(method: str, speedup: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        "method": method, "kind": "code", "temperature": 0.0, "concurrency": 8, "turns": 4, "speedup": speedup, "low": low,
+        "high": high, "num_drafts": 0,
+    }  # fmt: skip
+
+
+def test_a_loss_is_told_from_noise() -> None:
+    noise = [row("draft", 0.97, 0.95, 0.99), row(AGAIN, 1.0, 0.98, 1.02)]
+    assert "no interval lies below 0.98, and 1 of the figures" in verdict(noise)
+    loss = [row("draft", 0.9, 0.88, 0.92), row(AGAIN, 1.0, 0.98, 1.02)]
+    assert "1 of 1 intervals lie below 0.98" in verdict(loss)
+    record = {
+        "rows": loss, "prompts_per_kind": 3, "hardware": {"cpu": "c", "cores": 2}, "git_revision": "a" * 40, "date": "2026-01-01",
+    }  # fmt: skip
+    assert "| code, T = 0 | 8 | 4 | 0.900 (0.880–0.920) | 1.000 (0.980–1.020) | no |" in floor(record)
