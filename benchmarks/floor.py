@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("pair", type=Path, help="folder of the pair, e.g. build/reference-compiled/pair")
     parser.add_argument("prompts", type=Path, help="held-out prompts (JSONL)")
     parser.add_argument("--concurrencies", type=int, nargs="+", default=[8, 16], help="requests at a time")
-    parser.add_argument("--turns", type=int, default=16, help="of every kind, temperature and number of requests")
+    parser.add_argument("--turns", type=int, default=12, help="of every kind, temperature and number of requests")
     parser.add_argument("--prompts-per-kind", type=int, default=32, help="asked in each turn")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--out", type=Path, default=FILE)
