@@ -87,7 +87,9 @@ def carry_out(promise: Promise, plan: Plan, place: Place) -> list[Row]:
     """Tries one promise; its rows tell when, where and of which revision."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*gc.get_threshold()[:2], 1_000_000)  # the client's own full collections would be blamed on the gateway
+    gc.set_threshold(
+        *gc.get_threshold()[:2], 1_000_000
+    )  # the client's own full collections would be blamed on the gateway
     found = asyncio.run(asyncio.wait_for(_attempt(promise, plan, place), LIMIT_S))
     run: dict[str, Any] = {
         "hardware": hardware(), "revision": revision(), "date": datetime.now(UTC).date().isoformat()

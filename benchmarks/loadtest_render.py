@@ -30,7 +30,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 
     load = row["condition"] if row["level"] is None else LEVELS[row["loop"]].format(row["level"])
     return [
-        load, row["target"], str(row["requests"]), str(row["errors"]), number("tokens_per_s", 1, ".0f"), gain(row),
+        "1 user" if load == "1 users" else load, row["target"], str(row["requests"]), str(row["errors"]),
+        number("tokens_per_s", 1, ".0f"), gain(row),
         number("goodput", 1, ".0%"), *(number(f"ttft_s_p{p}", 1e3, ".0f") for p in (50, 95, 99)),
         *(number(f"tpot_s_p{p}", 1e3, ".1f") for p in (50, 95, 99)), *(number(f"e2e_s_p{p}", 1e3, ".0f") for p in (50, 95)),
         number("acceptance_rate", 1, ".2f"), number("mean_acceptance_length", 1, ".2f"),

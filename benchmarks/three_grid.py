@@ -62,6 +62,7 @@ class Grid(Settings):
         evaluation_limit: items of each task.
         tokens: positions of each recovery; a merged model's two parents have half of them each.
         nuteprune_steps: search and fine-tuning together.
+        nuteprune_multiplier_rate: of its search, which has to arrive within so many steps.
     """
 
     quick: bool
@@ -88,6 +89,7 @@ class Grid(Settings):
     batch_tokens: int = 1024
     lora_rank: int = 16
     nuteprune_steps: int = 160
+    nuteprune_multiplier_rate: float = 10.0
     judged_prompts: int = 60
     judged_tokens: int = 4
     served_prompts: int = 16

@@ -38,9 +38,10 @@ class NutePruneSettings(Settings):
         exact: bring the widths to the wanted sparsity before fine-tuning; otherwise they are the masks' own.
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
-        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it; high ones wind up while the masks
-            are still on their way, and the sparsity shoots past its aim. With low ones the search ends before it gets there,
-            which it then says: 0.1 is too low for a few hundred steps on the reference target (EXPERIMENTS.md).
+        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it. It times the steps of the search decides
+            how far they grow: about 1,000 brings the reference target's masks there in time (EXPERIMENTS.md), where differences
+            of hidden states are in the tens; with much less the search ends before it gets there, which it then says, with much
+            more it shoots past.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.
@@ -71,7 +72,7 @@ class NutePruneSettings(Settings):
     multiple_of: Count = 1
     initial_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
     mask_rate: Rate = 0.2
-    multiplier_rate: Rate = 0.1
+    multiplier_rate: Rate = 8.0
     lora_rank: Count = 8
     lora_alpha: Rate = 16.0
     lora_rate: Rate = 1e-3

@@ -230,6 +230,8 @@ class DirectProposer:
         batch = runner.input_batch
         count = self._calm(count, frozenset(batch.req_ids))
         self._drafter.forget_all_but(batch.req_ids)
+        if not count:  # the runner has no probabilities of an earlier step: it clears them in every step
+            return [[] for _ in batch.req_ids]
         likeliest = self._greedy or sampling.all_greedy
         temperatures = [0.0] * len(sampled) if likeliest else sampling.temperature.tolist()
         rows = [
@@ -238,7 +240,7 @@ class DirectProposer:
             for index, request_id in enumerate(batch.req_ids)
             if sampled[index]
         ]  # fmt: skip
-        drafts, probabilities = self._drafter.draft(rows, count) if count and rows else ({}, None)
+        drafts, probabilities = self._drafter.draft(rows, count) if rows else ({}, None)
         runner._draft_probs = probabilities
         runner._draft_prob_req_ids = None if probabilities is None else list(drafts)
         return [drafts.get(request_id, []) for request_id in batch.req_ids]
