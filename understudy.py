@@ -471,7 +471,9 @@ def engine(
 @app.command()
 def canary(
     url: Annotated[str, typer.Argument(help="address of a running gateway, e.g. http://127.0.0.1:8000")],
-    api_key: Annotated[str | None, typer.Option(envvar="UNDERSTUDY_ADMIN_KEY", help="key for its /admin")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="UNDERSTUDY_ADMIN_KEY", help="sent along, for a proxy before its /admin")
+    ] = None,
 ) -> None:
     """Compare a canary's draft with the one it may replace, on the traffic that a running gateway has seen.
 
@@ -488,16 +490,17 @@ def canary(
 @app.command()
 def key(
     name: Annotated[str, typer.Argument(help="the tenant's name; label `tenant` of the metrics")],
+    to: Annotated[
+        Path | None, typer.Option(help="tenants file that gets the entry, made if it is not there; printed without")
+    ] = None,
 ) -> None:
     """Make an API key: printed once, with the entry of the tenants file that holds its hash."""
-    from server.tenants import Tenants, hash_key, make_key
-    from stages.settings import validate
+    from server.tenants import add_tenant, make_key
 
     made = make_key()
-    hashed = hash_key(made)
-    validate(Tenants, {"tenants": [{"name": name, "keys": [hashed]}]}, f"key {name}")
+    entry = add_tenant(name, made, to)
     print(f"{made}    # the key: give it to {name}; it is kept nowhere and cannot be shown again", file=sys.stderr)
-    print(f"  - name: {name}\n    keys: [{hashed}]")
+    print(entry if to is None else to)
 
 
 @app.command()

@@ -38,6 +38,7 @@ def deploy(record: dict[str, Any]) -> str:
                 ]
             ),
             f"Four clients that ask all the time, two of them for streams, saw while the engine was killed: "
-            f"{seen(record['seen_by_clients'])}; while the stack was stopped: {seen(record['seen_at_stop'])}.",
+            f"{seen(record['seen_by_clients'])}; at `docker kill`: {seen(record['seen_at_docker_kill'])}; while the stack was "
+            f"stopped: {seen(record['seen_at_stop'])}.",
         ]
     )

@@ -83,8 +83,8 @@ async def _attempt(promise: Promise, plan: Plan, place: Place) -> list[Row]:
     return await promise.attempt(plan, place)
 
 
-def carry_out(promise: Promise, plan: Plan, place: Place) -> list[Row]:
-    """Tries one promise; its rows tell when, where and of which revision."""
+def carry_out(promise: Promise, plan: Plan, place: Place, machine: dict[str, Any]) -> list[Row]:
+    """Tries one promise; its rows tell when, on which machine and of which revision."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(
@@ -92,7 +92,7 @@ def carry_out(promise: Promise, plan: Plan, place: Place) -> list[Row]:
     )  # the client's own full collections would be blamed on the gateway
     found = asyncio.run(asyncio.wait_for(_attempt(promise, plan, place), LIMIT_S))
     run: dict[str, Any] = {
-        "hardware": hardware(), "revision": revision(), "date": datetime.now(UTC).date().isoformat()
+        "hardware": machine, "revision": revision(), "date": datetime.now(UTC).date().isoformat()
     }  # fmt: skip
     return [replace(row, more={**row.more, **run}) for row in found]
 
@@ -103,6 +103,7 @@ def main() -> None:
     plan = QUICK if asked.quick else Plan()
     plan = plan if asked.tries is None else replace(plan, tries=asked.tries)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the gateway under test is ended, too
+    machine = hardware()  # before this process keeps to one of its cores
     ours, theirs = cores()
     if ours is not None:
         os.sched_setaffinity(0, {ours})
@@ -110,7 +111,7 @@ def main() -> None:
         if promise.name in asked.only:
             started = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="promises-") as folder:
-                found = carry_out(promise, plan, Place(Path(folder), theirs))
+                found = carry_out(promise, plan, Place(Path(folder), theirs), machine)
             write(asked.out, found, NAMES)
             for row in found:
                 print(line(row), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Sequence
@@ -50,8 +51,8 @@ def parse_threshold(text: str) -> Threshold:
     try:
         limit = float(found["limit"]) if found else 0.0
     except ValueError:
-        found = None
-    if not found:
+        limit = math.nan
+    if not found or not math.isfinite(limit):
         raise InputError(f"--fail-if {text}: must be like 'goodput<0.95' or 'draft.ttft_s_p95@closed-4>0.5'")
     if found["figure"] not in FIGURES:
         near = difflib.get_close_matches(found["figure"], FIGURES, n=1, cutoff=0.4)

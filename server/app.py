@@ -28,7 +28,7 @@ from server.models_list import MODELS, list_models
 from server.openapi import document
 from server.pools import unknown_model
 from server.reception import Reception
-from server.relay import BROKEN, Relay
+from server.relay import Relay, broken
 from server.reloading import Reloaded
 from server.settings import GatewaySettings
 from server.tracing import make_tracing
@@ -127,7 +127,7 @@ class Gateway:
         except TimeoutError:
             return errors.response(errors.Refusal(504, f"the engine was silent for {wait_s:g} s", "engine_timeout"))
         except (errors.Refusal, EngineFailed) as error:
-            return errors.response(error if isinstance(error, errors.Refusal) else BROKEN)
+            return errors.response(error if isinstance(error, errors.Refusal) else broken(self.settings.retry_after_s))
 
 
 def make_door(settings: GatewaySettings, phase: Phase = Phase.SERVING) -> Door:

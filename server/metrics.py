@@ -63,6 +63,11 @@ class Metrics:
         self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)", "kind")
         self._draft_tokens = self._counter("draft_tokens", "Draft tokens the target judged", "kind")
         self._accepted_tokens = self._counter("accepted_tokens", "Draft tokens the target accepted", "kind")
+        self._expected_tokens = self._counter(
+            "expected_accepted_tokens",
+            "Draft tokens that would be accepted of as many proposed ones, were the draft as good as when it was chosen", "kind",
+        )  # fmt: skip
+        self._expected = settings.expected()
         self._missing = self._counter(
             "acceptance_records_missing",
             "Requests without an acceptance record (absent: n > 1, ended at a stop string, /v1/responses); "
@@ -155,6 +160,10 @@ class Metrics:
         self._drafts.labels(*labels).inc(record.num_drafts)
         self._draft_tokens.labels(*labels).inc(record.num_draft_tokens)
         self._accepted_tokens.labels(*labels).inc(record.num_accepted_tokens)
+        expected = self._expected.get((labels[0], labels[1]))
+        if expected is not None and record.num_drafts:
+            length = expected.at(record.num_draft_tokens / record.num_drafts)
+            self._expected_tokens.labels(*labels).inc(record.num_drafts * (length - 1))
         if record.acceptance_rate is not None:
             self._rate.labels(*labels).observe(record.acceptance_rate)
         if record.mean_acceptance_length is not None:

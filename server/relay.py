@@ -42,7 +42,11 @@ STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 SPECULATION = HEADER.lower().encode()
 ENDING_S = 1.0
 """How long an engine gets to end its encoding after the last event; its place is held meanwhile."""
-BROKEN = Refusal(502, "the engine's answer broke off", "engine_failed")
+
+
+def broken(retry_after_s: int) -> Refusal:
+    """What is said of an answer that broke off before the client had any of it: it may come whole from the next attempt."""
+    return Refusal(503, "the engine's answer broke off; try again later", "engine_failed", retry_after_s=retry_after_s)
 
 
 class Relay:
@@ -121,7 +125,7 @@ class Relay:
     def _refusal(self, error: Exception) -> Refusal:
         if isinstance(error, Refusal):
             return error
-        return self._door.shutting_down() if isinstance(error, Cut) else BROKEN
+        return self._door.shutting_down() if isinstance(error, Cut) else broken(self._settings.retry_after_s)
 
     def _facts(self, inbound: Inbound, speculation: str | None) -> Facts:
         """The body's facts, with what the client says of speculation in a header."""

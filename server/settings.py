@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from server.breaker import BreakerRule
 from server.drift import DriftSettings, Expected
-from server.engine_list import EngineEntry, check_names, read_base_url, resolve
+from server.engine_list import EngineEntry, check_names, is_base_url, read_base_url, resolve
 from server.pools import Pool, make_pools
 from server.sharing import CanarySettings, check_canary
 from stages.settings import Settings
@@ -107,6 +107,19 @@ class GatewaySettings(Settings):
     def _check_one_way(self) -> GatewaySettings:
         if self.engines and self.engine_url is not None:
             raise PydanticCustomError("engines", "'engines' and 'engine_url' exclude each other; give one of them")
+        return self
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _read_otlp_endpoint(cls, url: str | None) -> str | None:
+        if url is not None and not is_base_url(url):
+            raise PydanticCustomError("otlp_endpoint", "must be like http://HOST:4318/v1/traces")
+        return url
+
+    @model_validator(mode="after")
+    def _check_breaker(self) -> GatewaySettings:
+        if self.breaker_open_s > self.breaker_max_open_s:
+            raise PydanticCustomError("breaker", "breaker_open_s is longer than breaker_max_open_s; raise that")
         return self
 
     @model_validator(mode="after")

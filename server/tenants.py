@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from stages.errors import InputError
+from stages.folders import storage_errors
 from stages.settings import Settings, describe
 
 KEY_PREFIX = "sk-"
@@ -135,3 +136,27 @@ def read_tenants(path: Path) -> Tenants:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path}: the tenants file cannot be read ({reason})") from None
     return parse_tenants(text, str(path))
+
+
+def add_tenant(name: str, key: str, to: Path | None = None) -> str:
+    """A new tenant's entry of the tenants file; appended to one, in place, where there is one to add it to.
+
+    In place, because a file that is mounted into a container by itself is not seen there when another takes its name.
+
+    Raises:
+        InputError: the name cannot be a tenant's, the file has it already, or cannot be read or written.
+    """
+    entry = f"  - name: {name}\n    keys: [{hash_key(key)}]\n"
+    before = ""
+    if to is not None and to.exists():
+        try:
+            before = to.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{to}: the tenants file cannot be read ({error})") from None
+    head = "" if before.strip() else "tenants:\n"
+    added = ("" if before.endswith("\n") or not before else "\n") + head + entry
+    parse_tenants(before + added, f"key {name}" if to is None else f"{to} with {name} added")
+    if to is not None:
+        with storage_errors(to), to.open("a", encoding="utf-8") as file:
+            file.write(added)
+    return entry.rstrip("\n")

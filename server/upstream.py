@@ -76,8 +76,11 @@ class Upstream:
         except TimeoutError as error:
             message = f"the engine was silent for {self._settings.engine_silence_s:g} s"
             raise Refusal(504, message, "engine_timeout") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Refusal(502, "the engine closed the connection without an answer", "engine_failed") from error
+        except (aiohttp.ServerDisconnectedError, OSError) as error:
+            message = "the engine closed the connection without an answer; try again later"
+            raise Refusal(503, message, "engine_failed", retry_after_s=wait_s) from error
+        except aiohttp.ClientError as error:
+            raise Refusal(502, "the engine's answer cannot be read", "engine_failed") from error
 
     async def probe(self) -> Probe:
         """Asks the engine whether it is well."""

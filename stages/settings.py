@@ -13,9 +13,9 @@ from stages.errors import InputError
 
 
 class Settings(BaseModel):
-    """Base of every settings object: frozen, unknown keys refused."""
+    """Base of every settings object: frozen, unknown keys refused, and numbers that are none or without end."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
@@ -50,8 +50,14 @@ def describe(error: ValidationError, cls: type[BaseModel]) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{name}': {hint}"
-    given = "" if first["type"] == "missing" else f", given {first['input']!r}"
-    return f"'{name}': {first['msg']}{given}" if name else str(first["msg"])
+    return f"'{name}': {first['msg']}{_given(first)}" if name else str(first["msg"])
+
+
+def _given(found: Any) -> str:
+    """What was given, where one can see it at a glance: no mappings or lists, and nothing that may be a key."""
+    value, secret = found["input"], any("key" in str(part) for part in found["loc"])
+    shown = found["type"] != "missing" and not secret and isinstance(value, (str, int, float, bool))
+    return f", given {value!r}" if shown else ""
 
 
 def validate(cls: type[SettingsType], values: Any, source: str) -> SettingsType:

@@ -47,3 +47,17 @@ def test_a_key_is_shown_once_with_the_entry_that_holds_its_hash() -> None:
     assert tenants[0].name == "shop"
     assert tenants[0].keys == (hash_key(done.stderr.split()[0]),)
     assert isinstance(CliRunner().invoke(app, ["key", "no name"]).exception, InputError)
+
+
+def test_keys_are_added_to_a_file_which_stays_as_it_is_where_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    made = [CliRunner().invoke(app, ["key", name, "--to", str(file)]) for name in ("shop", "desk")]
+    tenants = parse_tenants(file.read_text(), "written").tenants
+    assert [(tenant.name, tenant.keys[0]) for tenant in tenants] == [
+        (name, hash_key(done.stderr.split()[0])) for name, done in zip(("shop", "desk"), made, strict=True)
+    ]
+    before = file.read_text()
+    again = CliRunner().invoke(app, ["key", "shop", "--to", str(file)]).exception
+    assert isinstance(again, InputError)
+    assert "two tenants are named 'shop'" in str(again)
+    assert file.read_text() == before

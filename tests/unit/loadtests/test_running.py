@@ -6,10 +6,12 @@ import asyncio
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 from typer.testing import CliRunner
 
@@ -130,6 +132,53 @@ def test_one_user_of_a_closed_loop_sends_all_sorts_in_their_order_and_what_was_m
     assert accepted >= streamed
     assert {place for _, one, _, place in told if one == "% accepted"} == accepted
     assert all(name == expected[place].name and value >= 0 for name, _, value, place in told)
+
+
+@needs_locust
+def test_locusts_web_page_starts_the_same_requests_each_time(tmp_path: Path) -> None:
+    (tmp_path / "load.yaml").write_text(CLOSED)
+
+    async def run() -> tuple[str, Engine]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        page = f"http://127.0.0.1:{port}"
+        async with Engine().running() as engine, aiohttp.ClientSession() as browser, asyncio.timeout(90):
+            assert isinstance(engine, Engine)
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", engine.url, "--load-settings", "load.yaml",
+                "--web-host", "127.0.0.1", "--web-port", str(port),
+                cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                text = await answered(browser, page)
+                for begun in (1, 2):
+                    async with browser.post(f"{page}/swarm", data={"user_count": "1", "spawn_rate": "1"}) as started:
+                        assert (await started.json())["success"]
+                    while len(engine.bodies()) < 8 * begun or await state(browser, page) != "stopped":
+                        await asyncio.sleep(0.1)
+            finally:
+                child.terminate()
+                await child.wait()
+            return text, engine
+
+    async def state(browser: aiohttp.ClientSession, page: str) -> str:
+        async with browser.get(f"{page}/stats/requests") as response:
+            return str((await response.json())["state"])
+
+    async def answered(browser: aiohttp.ClientSession, page: str) -> str:
+        while True:
+            try:
+                async with browser.get(page) as response:
+                    return await response.text()
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(0.1)
+
+    text, engine = asyncio.run(run())
+    assert "<title>Locust</title>" in text
+    settings = LoadSettings(stream=0.5, max_requests=8)
+    expected = requests_for(settings, read_prompts(PROMPTS), "closed", Shape(), "locust")
+    assert engine.bodies() == [request.body("mine") for request in expected] * 2
 
 
 @needs_locust

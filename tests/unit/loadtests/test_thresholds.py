@@ -74,7 +74,9 @@ def test_the_answer_no_has_an_exit_code_of_its_own() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["goodput", "goodput=1", "goodput<x", "<1", "a.b.goodput<1", ""])
+@pytest.mark.parametrize(
+    "text", ["goodput", "goodput=1", "goodput<x", "goodput<nan", "goodput<inf", "<1", "a.b.goodput<1", ""]
+)
 def test_what_is_no_threshold_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="must be like"):
         parse_threshold(text)

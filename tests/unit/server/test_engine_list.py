@@ -47,8 +47,11 @@ def test_one_engine_and_no_list_is_the_simple_default() -> None:
 )  # fmt: skip
 def test_what_is_wrong_in_a_list_is_said_in_one_line(engines: list[Any], more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        settings(*engines, **more)
+        settings(
+            *({**engine, "api_key": "sk-secret"} if "api_key" not in engine else engine for engine in engines), **more
+        )
     assert "\n" not in str(caught.value)
+    assert "sk-secret" not in str(caught.value)
 
 
 def test_a_pair_gives_names_and_figures_without_its_folders(pair: Path) -> None:

@@ -67,7 +67,7 @@ async def test_without_an_engine_it_is_503_with_a_time_to_come_back(gateway: Gat
 
 @pytest.mark.parametrize(
     ("pieces", "status", "code"),
-    [([b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12", CUT], 502, "engine_failed"),
+    [([b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12", CUT], 503, "engine_failed"), ([CUT], 503, "engine_failed"),
      ([b"nonsense\r\n\r\n"], 502, "engine_failed"),
      (whole(b"oops", 500), 502, "engine_failed"), (whole(b'{"detail":"Not Found"}', 404), 404, "not_supported"),
      (whole(b'{"error":{"message":"bad key"}}', 401), 502, "engine_refused_gateway"),

@@ -31,3 +31,15 @@ def test_what_is_no_address_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(InputError, match="'engine_url': must be http://HOST:PORT or https://HOST:PORT") as caught:
         validate(GatewaySettings, {"engine_url": url}, "serve")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"otlp_endpoint": "127.0.0.1:4318"}, "otlp_endpoint"),
+        ({"breaker_open_s": 60}, "longer than breaker_max_open_s"),
+    ],
+)
+def test_what_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(GatewaySettings, values, "here")

@@ -38,6 +38,21 @@ async def test_the_live_figures_follow_the_requests(gateway: Gateway) -> None:
         assert pool["speedup"]["from_acceptance"] == pytest.approx(1.5 * 2.2 / 2.0)
 
 
+async def test_what_is_expected_is_counted_by_what_was_proposed(gateway: Gateway) -> None:
+    """Of the 20 tokens of five drafts, 5 would have been accepted of a draft with the stated length of 2; 6 were."""
+    async with gateway(whole(BODY), expected_mean_acceptance_length=2.0) as running:
+        await running.post("/v1/completions", {"prompt": "x"})
+        await running.settled()
+        assert await running.metric("understudy_expected_accepted_tokens_total") == 5
+        assert await running.metric("understudy_accepted_tokens_total") == 6
+    async with gateway(whole(BODY), expected_mean_acceptance_length=3.0, expected_acceptance_rate=0.25) as running:
+        await running.post("/v1/completions", {"prompt": "x"})
+        await running.settled()
+        assert (
+            0 < await running.metric("understudy_expected_accepted_tokens_total") < 10
+        )  # stated of 8 tokens, 4 were proposed
+
+
 async def test_an_engine_that_goes_and_comes_back_stands_among_the_alerts(gateway: Gateway) -> None:
     async with gateway([], probe_every_s=0.02) as running:
         member = running.gateway.fleet.members["engine"]

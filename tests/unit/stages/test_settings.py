@@ -1,7 +1,8 @@
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.errors import InputError
 from stages.settings import Settings, read_yaml, validate
@@ -24,6 +25,32 @@ def test_unknown_key_names_the_nearest_known_one() -> None:
 def test_bad_value_is_named_with_its_range() -> None:
     with pytest.raises(InputError, match=r"'prune\.keep'.*greater than or equal to 1, given 0"):
         validate(Outer, {"name": "a", "prune": {"keep": 0}}, "recipe.yaml")
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_no_setting_is_a_number_that_is_none_or_has_no_end(number: float) -> None:
+    class Times(Settings):
+        wait_s: float = 1.0
+
+    with pytest.raises(InputError, match="'wait_s': Input should be a finite number"):
+        validate(Times, {"wait_s": number}, "here")
+
+
+def test_a_message_shows_no_mapping_and_nothing_that_may_be_a_key() -> None:
+    class Engine(Settings):
+        api_key: int = 0
+
+        @model_validator(mode="after")
+        def _refuse(self) -> Self:
+            raise ValueError("is refused")
+
+    class Fleet(Settings):
+        engines: tuple[Engine, ...]
+
+    for values in ({"engines": [{"api_key": 4711}]}, {"engines": [{"api_key": "sk-4711"}]}):
+        with pytest.raises(InputError) as caught:
+            validate(Fleet, values, "here")
+        assert "4711" not in str(caught.value)
 
 
 def test_an_unknown_key_is_said_before_the_missing_one_that_it_may_be() -> None:
