@@ -13,7 +13,7 @@ def cells_of(rows: list[dict[str, Any]]) -> list[str]:
     again, own = sorted(rows, key=lambda row: row["method"] != "plain again")
     found = [f"{row['speedup']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in (own, again)]
     first = f"{own['kind']}, T = {own['temperature']:g}"
-    return [first, str(own["concurrency"]), str(own["turns"]), *found, "yes" if own["num_drafts"] else "no"]
+    return [first, str(own["concurrency"]), str(own["turns"]), *found, f"{own['num_drafts']:,}"]
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
@@ -35,7 +35,14 @@ def floor(record: dict[str, Any]) -> str:
     table = [
         cells_of([r for r in rows if (r["kind"], r["temperature"], r["concurrency"]) == key]) for key in conditions
     ]
-    heads = ("prompts", "requests at a time", "turns", "pair over plain", "plain once more over plain", "pair drafts")
+    heads = (
+        "prompts",
+        "requests at a time",
+        "turns",
+        "pair over plain",
+        "plain once more over plain",
+        "steps in which the pair drafted",
+    )
     return "\n\n".join(
         [
             "## The pair where many share the engine",

@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from stages.settings import Settings
 
 Rows = list[dict[str, Any]]
@@ -62,7 +64,7 @@ class Grid(Settings):
         evaluation_limit: items of each task.
         tokens: positions of each recovery; a merged model's two parents have half of them each.
         nuteprune_steps: search and fine-tuning together.
-        nuteprune_multiplier_rate: of its search, which has to arrive within so many steps.
+        nuteprune_multiplier_rates: of its search, which has to arrive within so many steps, by the wanted sparsity.
     """
 
     quick: bool
@@ -89,7 +91,7 @@ class Grid(Settings):
     batch_tokens: int = 1024
     lora_rank: int = 16
     nuteprune_steps: int = 160
-    nuteprune_multiplier_rate: float = 10.0
+    nuteprune_multiplier_rates: dict[float, float] = Field(default_factory=lambda: {0.2: 10.0, 0.25: 10.0, 0.5: 30.0})
     judged_prompts: int = 60
     judged_tokens: int = 4
     served_prompts: int = 16

@@ -42,7 +42,7 @@ OF_THIS_MACHINE = ("speed", "cost")
 def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     """The identity of a cell, to ask whether its folder is current: itself, the budgets, target, prompts and tasks.
 
-    What other cells the grid has does not belong to it, nor does the rate of NutePrune's multipliers to other methods' cells.
+    What other cells the grid has does not belong to it, nor do the rates of NutePrune's multipliers to other methods' cells.
     """
     budgets = grid.model_dump(
         mode="json",
@@ -55,7 +55,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
             "recovered_sparsities",
             "recoveries",
             "scratch",
-            *(() if cell.method in TEACHERS else ("nuteprune_multiplier_rate",)),
+            *(() if cell.method in TEACHERS else ("nuteprune_multiplier_rates",)),
         },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]

@@ -40,8 +40,8 @@ class NutePruneSettings(Settings):
         initial_drop: chance of a unit to be off at the start.
         multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it. It times the steps of the search decides
             how far they grow: about 1,000 brings the reference target's masks there in time (EXPERIMENTS.md), where differences
-            of hidden states are in the tens; with much less the search ends before it gets there, which it then says, with much
-            more it shoots past.
+            of hidden states are in the tens, and three times that for half of the weights; with much less the search ends before
+            it gets there, which it then says, with much more it shoots past.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.

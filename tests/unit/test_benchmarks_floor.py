@@ -50,4 +50,4 @@ def test_a_loss_is_told_from_noise() -> None:
     record = {
         "rows": loss, "prompts_per_kind": 3, "hardware": {"cpu": "c", "cores": 2}, "git_revision": "a" * 40, "date": "2026-01-01",
     }  # fmt: skip
-    assert "| code, T = 0 | 8 | 4 | 0.900 (0.880–0.920) | 1.000 (0.980–1.020) | no |" in floor(record)
+    assert "| code, T = 0 | 8 | 4 | 0.900 (0.880–0.920) | 1.000 (0.980–1.020) | 0 |" in floor(record)

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -155,16 +156,18 @@ def test_locusts_web_page_starts_the_same_requests_each_time(tmp_path: Path) -> 
                 for begun in (1, 2):
                     async with browser.post(f"{page}/swarm", data={"user_count": "1", "spawn_rate": "1"}) as started:
                         assert (await started.json())["success"]
-                    while len(engine.bodies()) < 8 * begun or await state(browser, page) != "stopped":
-                        await asyncio.sleep(0.1)
+                    await until_stopped(browser, page, lambda most=8 * begun: len(engine.bodies()) == most)
             finally:
                 child.terminate()
                 await child.wait()
             return text, engine
 
-    async def state(browser: aiohttp.ClientSession, page: str) -> str:
-        async with browser.get(f"{page}/stats/requests") as response:
-            return str((await response.json())["state"])
+    async def until_stopped(browser: aiohttp.ClientSession, page: str, sent: Callable[[], bool]) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            async with browser.get(f"{page}/stats/requests") as response:
+                if (await response.json())["state"] == "stopped" and sent():
+                    return
 
     async def answered(browser: aiohttp.ClientSession, page: str) -> str:
         while True:

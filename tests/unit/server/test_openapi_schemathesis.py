@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tests.unit.server.replay import Replay, chunked, whole
 
 pytestmark = pytest.mark.anyio
 
+EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "3")
+"""Of each operation and phase; few for every day, more when something about the routes has changed."""
 KEY = "sk-schemathesis"
 TENANTS = json.dumps({"tenants": [{"name": "a", "keys": [hash_key(KEY)], "requests_per_minute": 10**6}]})
 CLI = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
@@ -62,7 +65,7 @@ async def tried(running: Running, url: str, folder: Path, *options: str) -> str:
     (folder / "openapi.json").write_text(json.dumps(found))
     command = [
         sys.executable, "-c", CLI, "run", str(folder / "openapi.json"), "--url", url, "--no-color", "--seed", "0",
-        "--checks", "all", "--generation-database", "none", "--max-examples", "3",
+        "--checks", "all", "--generation-database", "none", "--max-examples", EXAMPLES,
         "--header", f"Authorization: Bearer {KEY}", *options,
     ]  # fmt: skip
     out = asyncio.subprocess.PIPE
