@@ -1,8 +1,9 @@
-"""A pair where many share the engine, beside plain decoding and plain decoding once more: ``python -m benchmarks.floor PAIR``.
+"""A pair where many share the engine, beside plain decoding and two engines more of that: ``python -m benchmarks.floor PAIR``.
 
 Where `choose` lets a pair draft nothing, it does what plain decoding does, and the question is whether it loses anything to it.
 Turns of that load take seconds, so a few of them cannot tell a loss from the engines' noise. Here there are many, and a second
-plain engine beside them says what the noise is. Writes floor.json.
+plain engine beside them says what the noise is. A third one schedules a step after the one before has ended, which vLLM does beside
+every proposer of one's own: what that costs is not the draft's. Writes floor.json.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from stages.folders import write_text
 
 FILE = Path(__file__).parent / "floor.json"
 AGAIN = "plain again"
+IN_STEP = "plain in step"
 TIMES = 2000
 """Draws of the bootstrap."""
 
@@ -56,7 +58,7 @@ def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Serves the three engines side by side and asks them in turns."""
+    """Serves the engines side by side and asks them in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", type=Path, help="folder of the pair, e.g. build/reference-compiled/pair")
     parser.add_argument("prompts", type=Path, help="held-out prompts (JSONL)")
@@ -79,7 +81,10 @@ def main() -> None:
         for block in blocks_of(prompts, condition, asked.turns, asked.prompts_per_kind, 0)
         if block.repeat < asked.turns
     ]
-    methods = [Method("plain"), Method(own_name(pair.speculative_config), pair.speculative_config), Method(AGAIN)]
+    methods = [
+        Method("plain"), Method(own_name(pair.speculative_config), pair.speculative_config), Method(AGAIN),
+        Method(IN_STEP, engine_args=("--no-async-scheduling",)),
+    ]  # fmt: skip
     how = EngineOptions(serving.max_model_len, max(asked.concurrencies), serving.enforce_eager, serving.engine_args)
     cells = ask_methods(
         pair.target, methods, Asking(tuple(blocks), asked.max_tokens), asked.out.parent / "engine-logs", how

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from statistics import geometric_mean
 from typing import Any
 
 FLOOR = 0.98
 """What the pair must not fall below, of plain decoding."""
 
 
+BESIDE = ("plain again", "plain in step")
+"""Engines without a draft, in the table's order."""
+
+
 def cells_of(rows: list[dict[str, Any]]) -> list[str]:
-    """One condition: its pair and the second plain engine, with intervals, and what the pair drafted."""
-    again, own = sorted(rows, key=lambda row: row["method"] != "plain again")
-    found = [f"{row['speedup']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in (own, again)]
+    """One condition: its pair and the other plain engines, with intervals, and in how many steps the pair drafted."""
+    by = {row["method"]: row for row in rows}
+    own = next(row for row in rows if row["method"] not in BESIDE)
+    found = [
+        f"{row['speedup']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in (own, *(by[name] for name in BESIDE))
+    ]
     first = f"{own['kind']}, T = {own['temperature']:g}"
     return [first, str(own["concurrency"]), str(own["turns"]), *found, f"{own['num_drafts']:,}"]
 
 
+def means(rows: list[dict[str, Any]]) -> str:
+    """Geometric means over all conditions."""
+    names = dict.fromkeys(row["method"] for row in rows)
+    found = {name: geometric_mean([row["speedup"] for row in rows if row["method"] == name]) for name in names}
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+
+
 def verdict(rows: list[dict[str, Any]]) -> str:
     """Whether the floor is kept, as far as the intervals say."""
-    own = [row for row in rows if row["method"] != "plain again"]
+    own = [row for row in rows if row["method"] not in BESIDE]
     below = [row for row in own if row["high"] < FLOOR]
     worst = min(own, key=lambda row: row["speedup"])
     held = f"{len(below)} of {len(own)} intervals lie" if below else "no interval lies"
     return (
-        f"Lowest: {worst['speedup']:.3f} ({worst['kind']}, T = {worst['temperature']:g}, {worst['concurrency']} requests); "
-        f"{held} below {FLOOR:g}, and {sum(row['speedup'] < FLOOR for row in own)} of the figures."
+        f"Geometric means: {means(rows)}. Lowest of the pair: {worst['speedup']:.3f} ({worst['kind']}, T = "
+        f"{worst['temperature']:g}, {worst['concurrency']} requests); {held} below {FLOOR:g}, and "
+        f"{sum(row['speedup'] < FLOOR for row in own)} of the figures."
     )
 
 
@@ -48,9 +64,10 @@ def floor(record: dict[str, Any]) -> str:
             "## The pair where many share the engine",
             "Command: `make results-floor` (file: `benchmarks/floor.json`).",
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; revision {record['git_revision'][:12]}, {record['date']}. "
-            f"Three engines side by side take turns of {record['prompts_per_kind']} prompts: plain, the pair, and plain once more, "
-            "which says how far two engines that do the same lie apart. Ratios of output tokens per second over all turns, in "
-            "brackets bootstrap intervals (95 %) over turns.",
+            f"Engines side by side take turns of {record['prompts_per_kind']} prompts: plain; the pair; plain once more, which "
+            "says how far two engines that do the same lie apart; and plain in step, which schedules a step after the one before has "
+            "ended, as vLLM does beside every proposer of one's own. Ratios of output tokens per second over plain's over all "
+            "turns, in brackets bootstrap intervals (95 %) over turns.",
             "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *table]),
             verdict(rows),
         ]

@@ -61,11 +61,13 @@ class Method:
     Attributes:
         speculative_config: vLLM's own setting, ``model`` included; None is plain decoding.
         model: a checkpoint that is served in the target's place, e.g. what came of pruning it.
+        engine_args: further arguments of its engine's command line.
     """
 
     name: str
     speculative_config: dict[str, Any] | None = None
     model: Path | None = None
+    engine_args: tuple[str, ...] = ()
 
     @property
     def learns(self) -> bool:
@@ -154,7 +156,9 @@ def _engine(target: Path, method: Method, folder: Path, options: EngineOptions, 
         model=method.model or target, served_model_name=MODEL, speculative_config=method.speculative_config,
         max_model_len=options.max_model_len, max_num_seqs=options.max_num_seqs, enforce_eager=options.enforce_eager,
         log_file=folder / f"engine-{method.name}.log", environment=more.get("environment", {}),
-        extra_args=("--no-enable-prefix-caching", *options.extra_args, *more.get("extra_args", ())),
+        extra_args=(
+            "--no-enable-prefix-caching", *options.extra_args, *method.engine_args, *more.get("extra_args", ())
+        ),
     )  # fmt: skip
     return LocalEngine(settings, launch=launch)
 
