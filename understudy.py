@@ -206,11 +206,13 @@ def recover(
     ] = 1,
 ) -> None:
     """Train the pruned model on the target's own answers until its budget of tokens or seconds is used up."""
+    from drafts.processes import world
     from drafts.recovery import recover
     from drafts.training import RecoverSettings
 
     recover(target, pruned, data, out, settings_from(RecoverSettings, config, set_), processes)
-    print(out)
+    if world().is_main_process:
+        print(out)
 
 
 @app.command()

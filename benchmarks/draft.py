@@ -37,13 +37,14 @@ def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict
     shape = _shape(plain[0])
     rows = []
     for row in sweep:
-        cost = _step(record, tokens) if _shape(row) == shape else None
+        known = _shape(row) == shape
         one_by_one = "sibling" if _from_scratch(row) else "draft"
         judged = [(one_by_one, found, found["acceptance_lengths"]) for found in row["figures"]]
         judged += [("draft_parallel", f, f["parallel_lengths"]) for f in row["figures"] if f.get("parallel_lengths")]
         for method, found, lengths in judged:
             length = lengths[min(tokens, len(lengths)) - 1]
-            predicted = None if cost is None or method == "draft_parallel" else length / cost
+            own = known and method != "draft_parallel"
+            predicted = _expected(record, found["kind"], found["temperature"], length, tokens) if own else None
             rows.append({
                 "lever": row["lever"], "method": method,
                 "kind": found["kind"], "temperature": found["temperature"], "concurrency": 1,
@@ -56,6 +57,25 @@ def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict
                 "predicted_speedup": predicted, "speedup": None,
             })  # fmt: skip
     return rows
+
+
+def _expected(record: dict[str, Any], kind: str, temperature: float, length: float, tokens: int) -> float | None:
+    """The speed-up at one request of a draft that costs what the served one does, as ``drafts.predicting`` has it.
+
+    First tokens and the answers' length are those that the comparison served.
+    """
+    step = _step(record, tokens)
+    place = (kind, temperature, 1, None)
+    served = {
+        row["method"]: row
+        for row in record["rows"]
+        if (row["kind"], row["temperature"], row["concurrency"], row.get("rate")) == place
+    }
+    if step is None or "plain" not in served or "draft" not in served:
+        return None
+    plain, first = served["plain"], served["draft"]["ttft_s"]
+    later = plain["output_tokens"] / (plain["num_prompts"] * plain["repeats"]) - 1
+    return float((later * plain["tpot_s"] + plain["ttft_s"]) / (later / length * step * plain["tpot_s"] + first))
 
 
 def _from_scratch(row: dict[str, Any]) -> bool:
@@ -102,7 +122,8 @@ def spent_on(method: str, config: dict[str, Any] | None, others: dict[str, str])
 
 def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
     """The content of draft.json; what was chosen stands there as ``chosen``, beside its own name where it is no draft."""
-    spent = {row["lever"]: row for row in sweep}
+    spent, judged = {row["lever"]: row for row in sweep}, lever_rows(sweep, record)
+    expected = {(row["lever"], row["kind"], row["temperature"]): row["predicted_speedup"] for row in judged}
     config = record["speculative_config"]
     taken = chosen_name(config)
     served = []
@@ -113,6 +134,9 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
             others = record["settings"].get("drafts", {})
             trained = spent_on(method, config, others) if method in BUILT else spent.get(SWEPT.get(method, ""), {})
             found = {key: trained.get(key) for key in ("lever", *SPENT)}
+            alone = (row["concurrency"], row.get("rate")) == (1, None)
+            if alone and row["predicted_speedup"] is None:
+                found["predicted_speedup"] = expected.get((SWEPT.get(method), row["kind"], row["temperature"]))
             served.append({**row, "method": method, **found})
     kept = (
         "settings",
@@ -125,7 +149,7 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
         "choice",
         "enforce_eager",
     )
-    return {"rows": [*lever_rows(sweep, record), *served], **{key: record[key] for key in kept}}
+    return {"rows": [*judged, *served], **{key: record[key] for key in kept}}
 
 
 def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:

@@ -34,13 +34,14 @@ def means(rows: list[dict[str, Any]]) -> str:
 def verdict(rows: list[dict[str, Any]]) -> str:
     """Whether the floor is kept, as far as the intervals say."""
     own = [row for row in rows if row["method"] not in BESIDE]
-    below = [row for row in own if row["high"] < FLOOR]
+    kept, below = (
+        [row for row in own if found(row)] for found in (lambda r: r["low"] >= FLOOR, lambda r: r["high"] < FLOOR)
+    )
     worst = min(own, key=lambda row: row["speedup"])
-    held = f"{len(below)} of {len(own)} intervals lie" if below else "no interval lies"
     return (
         f"Geometric means: {means(rows)}. Lowest of the pair: {worst['speedup']:.3f} ({worst['kind']}, T = "
-        f"{worst['temperature']:g}, {worst['concurrency']} requests); {held} below {FLOOR:g}, and "
-        f"{sum(row['speedup'] < FLOOR for row in own)} of the figures."
+        f"{worst['temperature']:g}, {worst['concurrency']} requests). Of {len(own)} intervals "
+        f"{len(kept)} lie above {FLOOR:g}, {len(below)} below it, and the others on both sides of it."
     )
 
 
@@ -65,8 +66,8 @@ def floor(record: dict[str, Any]) -> str:
             "Command: `make results-floor` (file: `benchmarks/floor.json`).",
             f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; revision {record['git_revision'][:12]}, {record['date']}. "
             f"Engines side by side take turns of {record['prompts_per_kind']} prompts: plain; the pair; plain once more, which "
-            "says how far two engines that do the same lie apart; and plain in step, which schedules a step after the one before has "
-            "ended, as vLLM does beside every proposer of one's own. Ratios of output tokens per second over plain's over all "
+            "says how far two engines that do the same lie apart; and plain in step, which schedules a step after the one before "
+            "has ended, as vLLM does beside a proposer of one's own. Ratios of output tokens per second over plain's over all "
             "turns, in brackets bootstrap intervals (95 %) over turns.",
             "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *table]),
             verdict(rows),

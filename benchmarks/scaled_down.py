@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.scaled_down recipes/llama-3.1-8b.yaml`` makes the model under ``build/scaled-down``, with the embedded
 reference target's tokenizer and prompts, and walks all stages with the recipe's own way of pruning, distilling and recovering;
-only amounts are cut down, and arguments of engines left out that ask for several GPUs. It shows that the way is whole on that
+only amounts are cut down, arguments of engines left out that ask for several GPUs, and the draft is trained in two processes
+(``accelerate launch``). It shows that the way is whole on that
 architecture, not what a draft gains.
 """
 
@@ -94,7 +95,13 @@ def run(recipe_file: Path) -> Path:
         values[stage] = {**values.get(stage, {}), **amounts}
         values[stage] = {key: list(v) if isinstance(v, tuple) else v for key, v in values[stage].items()}
     prompts = {part: str(REFERENCE / "prompts" / f"{part}.jsonl") for part in ("train", "validation", "heldout")}
-    values |= {"target": str(home / "target"), "prompts": prompts, "out": str(home / "out"), "max_model_len": 512}
+    values |= {
+        "target": str(home / "target"),
+        "prompts": prompts,
+        "out": str(home / "out"),
+        "max_model_len": 512,
+        "processes": 2,
+    }
     values["choose"] = {"min_gain": 0.0}
     scaled = home / "recipe.yaml"
     write_text(scaled, yaml.safe_dump(values, sort_keys=False))

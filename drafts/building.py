@@ -14,6 +14,7 @@ from drafts.distilling import DistillSettings, distill
 from drafts.measuring import MeasureSettings, measure
 from drafts.methods import wants_suffix
 from drafts.pairing import choose_pair
+from drafts.processes import refuse_too_many
 from drafts.prompts import read_prompts, refuse_overlap
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
@@ -114,6 +115,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuses what can be refused before any work: target, number of layers, prompts, a missing package, a place to write."""
     decide(load_config(recipe.target).num_hidden_layers, recipe.prune)
     wants_suffix(recipe.measure.suffix)
+    refuse_too_many(recipe.processes)
     training, validation = read_prompts(recipe.prompts.train), read_prompts(recipe.prompts.validation)
     refuse_overlap(training, validation)
     if recipe.prompts.heldout:

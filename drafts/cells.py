@@ -234,10 +234,15 @@ def faster(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
     return _rate(own) / _rate(plain)
 
 
+def _seconds_per_token(cells: Sequence[Cell]) -> float:
+    """Seconds of requests, from their arrival to their last token, for each output token."""
+    answers = [answer for cell in cells for answer in cell.answers]
+    return sum(answer.e2e_s for answer in answers) / sum(answer.completion_tokens for answer in answers)
+
+
 def _sooner(own: Sequence[Cell], plain: Sequence[Cell]) -> float:
-    """Ratio of median times of a request, from its arrival to its last token."""
-    middle, base = (statistics.median(a.e2e_s for cell in cells for a in cell.answers) for cells in (own, plain))
-    return base / middle
+    """Ratio of request times for each output token: sampled answers differ in length from method to method."""
+    return _seconds_per_token(plain) / _seconds_per_token(own)
 
 
 def _rate_without(cells: Sequence[Cell], left_out: Sequence[set[str]]) -> float | None:
@@ -271,7 +276,7 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
     """One row of the table.
 
     ``speedup`` is tokens per second over plain's, both over all turns; low and high are the extremes of single turns. In
-    an open loop, where arrivals set the tokens per second, it is plain's median time of a request over this method's.
+    an open loop, where arrivals set the tokens per second, it is plain's time of requests for each output token over this method's.
     ``speedup_without_loops`` leaves out the prompts whose output looped with either method in that turn: ``speedup``, times what
     that changes about tokens per second of request time.
     ``identical_outputs`` compares texts of equal prompts with plain's in the same turn (greedy only).
@@ -295,6 +300,7 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
         "tpot_s": statistics.median(tpots) if tpots else None,
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
         "e2e_s": statistics.median(answer.e2e_s for answer in answers),
+        "e2e_s_per_token": _seconds_per_token(own),
         "speedup": overall, "speedup_low": min(ratios), "speedup_high": max(ratios),
         "speedup_without_loops": overall * change if (change := _without_loops(own, plain, either)) else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),

@@ -111,8 +111,15 @@ def acceptance_lengths(accepted: Sequence[Chances], most: int, seed: int) -> tup
 
 
 @torch.no_grad()
-def judged(target: Any, draft: Any, examples: Sequence[Example], settings: JudgeSettings) -> list[Judged]:
-    """The answer positions of every example."""
+def judged(
+    target: Any, draft: Any, examples: Sequence[Example], settings: JudgeSettings, temperatures: Sequence[float] = ()
+) -> list[Judged]:
+    """The answer positions of every example.
+
+    Args:
+        temperatures: that the examples were answered at; overlaps are those of both models at it, and at 1 where it is 0 or none.
+    """
+    sharper = _sharper(examples, temperatures)
     teacher = Teacher(target, 0)
     decoder, head = decoder_and_head(draft.eval())
     parts: list[dict[int, list[float]]] = [{} for _ in examples]
@@ -121,27 +128,41 @@ def judged(target: Any, draft: Any, examples: Sequence[Example], settings: Judge
             hidden = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             student = head(hidden[batch.rows_N, batch.columns_N])
             logits = teacher.logits(batch)
+            scale = sharper[torch.tensor(batch.indices)][batch.rows_N, None]
             hits = (student.argmax(-1) == batch.labels_N).float()
-            figures = torch.stack([overlap(student, logits), agreement(student, logits), hits], 1).tolist()
+            figures = torch.stack(
+                [overlap(scale * student, scale * logits), agreement(student, logits), hits], 1
+            ).tolist()
             for row, column, found in zip(batch.rows_N.tolist(), batch.columns_N.tolist(), figures, strict=True):
                 parts[batch.indices[row]][column] = found
             advance(len(batch.indices))
     return [Judged(*torch.tensor([own[c] for c in sorted(own)]).reshape(-1, 3).unbind(1)) for own in parts]
 
 
+def _sharper(examples: Sequence[Example], temperatures: Sequence[float]) -> Tensor:
+    """What each example's logits are multiplied with."""
+    return torch.tensor([1 / t if t > 0 else 1.0 for t in temperatures or [1.0] * len(examples)])
+
+
 @torch.no_grad()
 def judged_in_one_pass(
-    target: Any, draft: Any, examples: Sequence[Example], token: int, settings: JudgeSettings
+    target: Any,
+    draft: Any,
+    examples: Sequence[Example],
+    token: int,
+    settings: JudgeSettings,
+    temperatures: Sequence[float] = (),
 ) -> list[tuple[Tensor, Tensor]]:
     """Overlaps and agreements [T, K] of every example: at each answer position, the K tokens that one pass proposes from there."""
     teacher, student = Teacher(target, 0), Student(draft.eval())
-    most = settings.num_speculative_tokens
+    most, sharper = settings.num_speculative_tokens, _sharper(examples, temperatures)
     found = [torch.zeros(2, len(e.ids) - max(e.prompt_length, 1), most) for e in examples]
     with progress("judging one pass", len(examples), "answers") as advance:
         for text in batches(examples, max(64, settings.batch_tokens // most), 0.0, settings.seed, 0):
             batch = with_masks(text, most, 1.0, token, random.Random(settings.seed))
             proposed, logits = student(batch), teacher.logits(batch)
-            both = torch.stack([overlap(proposed, logits), agreement(proposed, logits)], 1)
+            scale = sharper[torch.tensor(batch.indices)][batch.rows_N, None]
+            both = torch.stack([overlap(scale * proposed, scale * logits), agreement(proposed, logits)], 1)
             starts = batch.columns_N - batch.depths_P
             for row, index in enumerate(batch.indices):
                 own = batch.rows_N == row
@@ -166,9 +187,10 @@ def judge(target: Path, draft: Path, data: Path, out: Path | None, settings: Jud
     examples = [example for _, example in usable]
     found = []
     student = load_model(draft, dtype="float32")
-    answers = judged(model, student, examples, settings)
+    temperatures = [float(record["temperature"]) for record, _ in usable]
+    answers = judged(model, student, examples, settings, temperatures)
     token = getattr(student.config, CONFIG_KEY, None)
-    at_once = judged_in_one_pass(model, student, examples, token, settings) if token is not None else []
+    at_once = judged_in_one_pass(model, student, examples, token, settings, temperatures) if token is not None else []
     for kind, temperature in sorted({(record["kind"], record["temperature"]) for record, _ in usable}):
         own = [
             answer

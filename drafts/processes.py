@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -75,7 +78,7 @@ def agreed(values: Sequence[float], accelerator: Accelerator) -> list[float]:
     if accelerator.num_processes == 1:
         return list(values)
     mean: Tensor = accelerator.reduce(
-        torch.tensor(values, dtype=torch.float32, device=accelerator.device), reduction="mean"
+        torch.tensor(values, dtype=torch.float64, device=accelerator.device), reduction="mean"
     )
     return [float(value) for value in mean]
 
@@ -91,16 +94,27 @@ def published(folder: Path, partial: Path, stage: str) -> Iterator[Path]:
             yield partial
 
 
-def launch(processes: int, verb: str, arguments: Sequence[Path], out: Path, settings: Settings) -> None:
-    """Runs a verb of the command in several processes, by ``accelerate launch``.
-
-    Raises:
-        InputError: there are GPUs, but fewer than processes.
-        UnderstudyError: the processes ended with an error, which they printed.
-    """
+def refuse_too_many(processes: int) -> None:
+    """Raises InputError where there are GPUs, but fewer than processes, or where this is one of several processes already."""
     gpus = torch.cuda.device_count()
     if gpus and processes > gpus:
         raise InputError(f"processes: {processes}, but there are {gpus} GPUs; give at most {gpus}")
+    if processes > 1 and world().num_processes > 1:
+        raise InputError("processes: 'accelerate launch' has started several already; leave --processes out")
+
+
+ENDING_S = 60.0
+"""How long processes get to end after a signal: torch's launcher gives its own 30 s."""
+
+
+def launch(processes: int, verb: str, arguments: Sequence[Path], out: Path, settings: Settings) -> None:
+    """Runs a verb of the command in several processes, by ``accelerate launch``; they end with this one.
+
+    Raises:
+        InputError: see ``refuse_too_many``.
+        UnderstudyError: the processes ended with an error, which they printed.
+    """
+    refuse_too_many(processes)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / f"{verb}.yaml"
         config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
@@ -109,6 +123,31 @@ def launch(processes: int, verb: str, arguments: Sequence[Path], out: Path, sett
             "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
             "--module", "understudy", verb, *map(str, arguments), "--out", str(out), "--config", str(config),
         ]  # fmt: skip
-        code = subprocess.run(command, check=False).returncode
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as launcher:
+            code = _end_of(launcher)
     if code:
         raise UnderstudyError(f"{verb}: ended with an error in its {processes} processes, which stands above")
+
+
+def _end_of(launcher: subprocess.Popen[bytes]) -> int:
+    """The launcher's exit code; a signal that ends this process before ends the launcher, and with it its processes, first.
+
+    The launcher's processes are in sessions of their own: only it can end them, and it does so on SIGTERM.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main else None
+    try:
+        return launcher.wait()
+    except BaseException:
+        launcher.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(ENDING_S)
+        launcher.kill()
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from drafts.distilling import DATA, read_data
 from drafts.examples import Example, split_examples
 from drafts.packaging import package
 from drafts.parallel import CONFIG_KEY
-from drafts.processes import launch, published, world
+from drafts.processes import launch, published, refuse_too_many, world
 from drafts.teacher import Teacher
 from drafts.training import CHECKPOINT, RecoverSettings, Trainer, check, check_parallel
 from pruning.checkpoint import write_checkpoint
@@ -77,6 +77,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     Raises:
         InputError: the plan of the pruned model was made for another target, or the data by another target.
     """
+    refuse_too_many(processes)
     run = _run(target, pruned, data, settings)
     if up_to_date(run, out):
         return

@@ -136,7 +136,7 @@ def html(record: dict[str, Any]) -> str:
             _image(lambda file: draw_by_concurrency(rows, file), "speed-up over requests at a time"),
             _paragraph(
                 "Output tokens per second over plain's in the same run; lines span the turns. Under a given rate of "
-                "arrivals: the median time of a request, plain's over the method's.", "note",
+                "arrivals: the time of requests for each output token, plain's over the method's.", "note",
             ),
             _paragraph(f"More than {DRIFT:.0%} from the prediction: {'; '.join(drifted)}.") if drifted else "",
         ),

@@ -68,14 +68,25 @@ def _show(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
+def _gain(row: dict[str, Any]) -> str:
+    """The speed-up, with its range where there were several turns.
+
+    Sampled answers differ in length, and older files compare their times in open loops as they are: no figure there.
+    """
+    if row.get("rate") and row["temperature"] > 0 and "e2e_s_per_token" not in row:
+        return "–"
+    spread = f" ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})" if row.get("turns") != 1 else ""
+    return f"{row['speedup']:.2f}{spread}"
+
+
 def table_cells(row: dict[str, Any]) -> list[str]:
     """One row as printable cells, in the order of the table's heads."""
-    spread = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
+    gain, calm = _gain(row), row["speedup_without_loops"]
     return [
         row["method"], row["kind"], load(row), f"{row['temperature']:g}",
         f"{row['output_tokens_per_s']:.0f}", _show(row["tpot_s"] and 1000 * row["tpot_s"], ".1f"),
-        f"{1000 * row['ttft_s']:.0f}", spread, _show(row.get("predicted_speedup"), ".2f"),
-        _show(row["speedup_without_loops"], ".2f"), _show(row["acceptance_rate"], ".2f"),
+        f"{1000 * row['ttft_s']:.0f}", gain, _show(row.get("predicted_speedup"), ".2f"),
+        _show(None if gain == "–" else calm, ".2f"), _show(row["acceptance_rate"], ".2f"),
         _show(row["mean_acceptance_length"], ".2f"),
         _show(row["identical_outputs"], ".1%"), f"{row['looping_outputs']:.0%}",
     ]  # fmt: skip

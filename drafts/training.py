@@ -40,6 +40,8 @@ from stages.progress import log, progress
 from stages.settings import Settings
 
 CHECKPOINT = "training"
+STATE = "state.pt"
+"""In a checkpoint: weights of the student, and what its optimisers remember."""
 
 
 class RecoverSettings(Settings):
@@ -279,30 +281,35 @@ class Trainer:
 
     def restore(self) -> None:
         """Continues from the last checkpoint, if there is one."""
-        state = self.folder / CHECKPOINT / "position.json"
-        if not state.is_file():
+        place, state = self.folder / CHECKPOINT / "position.json", self.folder / CHECKPOINT / STATE
+        if not place.is_file() or not state.is_file():
             return
-        self.accelerator.load_state(str(self.folder / CHECKPOINT))
-        saved = json.loads(state.read_text(encoding="utf-8"))
+        found = torch.load(state, map_location="cpu", weights_only=True)
+        self.accelerator.unwrap_model(self.student).load_state_dict(found["student"])
+        for optimizer, its in zip(self.optimizers, found["optimizers"], strict=True):
+            optimizer.load_state_dict(its)
+        saved = json.loads(place.read_text(encoding="utf-8"))
         self.losses = [tuple(pair) for pair in saved.pop("losses")]
         self.position = Position(**saved)
         log(f"recovery resumes at {self.position.tokens:,} tokens")
 
     def save(self) -> None:
-        """Writes a checkpoint beside the last one, then takes its place."""
+        """Writes a checkpoint beside the last one, then takes its place; any number of processes can go on from it.
+
+        The first process does it for all: after a step they have the same weights and moments.
+        """
+        if not self.accelerator.is_main_process:
+            return
         fresh, place = self.folder / f".{CHECKPOINT}.partial", self.folder / CHECKPOINT
-        first = self.accelerator.is_main_process
         with storage_errors(self.folder):
-            if first:
-                shutil.rmtree(fresh, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(fresh))
-            self.accelerator.wait_for_everyone()
-            if first:
-                state = {**asdict(self.position), "losses": self.losses}
-                (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
-                shutil.rmtree(place, ignore_errors=True)
-                fresh.rename(place)
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            student = self.accelerator.unwrap_model(self.student).state_dict()
+            torch.save({"student": student, "optimizers": [one.state_dict() for one in self.optimizers]}, fresh / STATE)
+            state = {**asdict(self.position), "losses": self.losses}
+            (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
+            shutil.rmtree(place, ignore_errors=True)
+            fresh.rename(place)
 
     def done(self) -> float:
         """Share of the budget used, in tokens or seconds, whichever is further."""
@@ -350,9 +357,9 @@ class Trainer:
         return with_masks(batch, settings.parallel_tokens, settings.parallel_keep, self.mask_token, draw)
 
     def train(self, examples: Sequence[Example]) -> None:
-        """Trains until the budget is used up; checkpoints on the way, when interrupted, and at the end.
+        """Trains until the budget is used up; checkpoints on the way, at the end, and when it is interrupted.
 
-        Several processes are interrupted in different places, so they cannot save together: they go on from the last checkpoint.
+        One of several processes may be interrupted in the middle of a step, and then goes on from the last checkpoint.
         """
         try:
             self._train(examples)

@@ -33,7 +33,7 @@ def served(method: str) -> dict[str, Any]:
         "method": method, "kind": "code", "concurrency": 1, "temperature": 0.0, "rate": None, "output_tokens_per_s": 50.0,
         "tpot_s": 0.02, "ttft_s": 0.05, "speedup": 1.5, "speedup_low": 1.4, "speedup_high": 1.6,
         "speedup_without_loops": None, "acceptance_rate": None, "mean_acceptance_length": None, "identical_outputs": None,
-        "looping_outputs": 0.0, "predicted_speedup": None,
+        "looping_outputs": 0.0, "predicted_speedup": None, "num_prompts": 2, "repeats": 1, "output_tokens": 42,
     }  # fmt: skip
 
 
@@ -69,7 +69,9 @@ def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_
     assert {name: row["mean_acceptance_length"] for name, row in rows.items()} == {
         "recipe": 2.0, "deeper": 2.5, "narrow": 1.7, "sibling from scratch": 1.6
     }  # fmt: skip
-    assert rows["recipe"]["predicted_speedup"] == pytest.approx(2.0 / 1.4)
+    assert rows["recipe"]["predicted_speedup"] == pytest.approx((20 * 0.02 + 0.05) / (20 / 2.0 * 1.4 * 0.02 + 0.05))
+    served_one = next(r for r in result["rows"] if r["method"] == "draft" and "num_positions" not in r)
+    assert served_one["predicted_speedup"] == rows["recipe"]["predicted_speedup"]
     assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
@@ -85,7 +87,7 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert "Trained on another, 4 cores, 8 GiB, 2026-01-02." in text
     rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
     assert lever_cells(rows) == [
-        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.43", "1.43"
+        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "1.36"
     ]  # fmt: skip
 
 

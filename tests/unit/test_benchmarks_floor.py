@@ -48,10 +48,11 @@ def beside(*own: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_a_loss_is_told_from_noise() -> None:
     noise = beside(row("draft", 0.97, 0.95, 0.99))
-    assert "no interval lies below 0.98, and 1 of the figures" in verdict(noise)
+    assert "Of 1 intervals 0 lie above 0.98, 0 below it" in verdict(noise)
+    assert "Of 1 intervals 1 lie above 0.98, 0 below it" in verdict(beside(row("draft", 1.0, 0.99, 1.01)))
     loss = beside(row("draft", 0.9, 0.88, 0.92))
     assert "draft 0.900, plain again 1.000, plain in step 0.960" in verdict(loss)
-    assert "1 of 1 intervals lie below 0.98" in verdict(loss)
+    assert "Of 1 intervals 0 lie above 0.98, 1 below it" in verdict(loss)
     record = {
         "rows": loss, "prompts_per_kind": 3, "hardware": {"cpu": "c", "cores": 2}, "git_revision": "a" * 40, "date": "2026-01-01",
     }  # fmt: skip

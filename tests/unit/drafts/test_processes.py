@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from drafts import training
 from drafts.distilling import DistillSettings, distill
 from drafts.examples import Example, collate
 from drafts.parallel import with_masks
@@ -20,6 +28,8 @@ from pruning.prune import PruneSettings, prune
 from stages import provenance
 from stages.errors import UnderstudyError
 from tests.unit.pruning import pico
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(7, 3), (2, 3), (8, 4), (1, 1)])
@@ -53,7 +63,21 @@ def test_rows_of_a_batch_are_judged_as_in_the_whole() -> None:
         assert torch.equal(part.rows_N[part.before_P[chained]], part.rows_N[chained])
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+def interrupted(step: Callable[..., float], after: int) -> Callable[..., float]:
+    """A step that is interrupted when it has been taken ``after`` times."""
+    left = iter(range(after))
+
+    def take(self: training.Trainer, *given: Any) -> float:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    return take
+
+
+def test_two_processes_train_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With masks and a share of every loss; batches of three to five rows, some of which fall to one process alone."""
     target = pico.save(pico.LLAMA.model(), tmp_path / "target")
     lines = [{"kind": "code", "prompt": f"def f{i}(" + "a, " * (i % 5)} for i in range(24)]
@@ -65,19 +89,57 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         tokens=1500, batch_tokens=128, check_share=0.2, mixed_precision="no", checkpoint_every_s=0.05, optimizer="adamw",
         parallel_tokens=3, overlap_weight=0.2, reverse_kl_weight=0.2, ce_weight=0.2,
     )  # fmt: skip
-    made = {}
+    inputs, made = (target, tmp_path / "pruned", tmp_path / "data"), {}
+    monkeypatch.setattr(training.Trainer, "step", interrupted(training.Trainer.step, 3))
+    with pytest.raises(KeyboardInterrupt):
+        recover(*inputs, tmp_path / "2", settings)  # one process begins what two end
+    monkeypatch.undo()
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        recover(target, tmp_path / "pruned", tmp_path / "data", out, settings, processes)
+        recover(*inputs, out, settings, processes)
         made[processes] = provenance.read(out) or {}
         assert made[processes]["processes"] == processes
         assert not (out / "training").exists()
+    assert "recovery resumes at" in capfd.readouterr().err
     assert made[1]["position"]["tokens"] == made[2]["position"]["tokens"]
     one, two, before = (load_model(tmp_path / name) for name in ("1", "2", "pruned"))
     moved = [(a - c).norm() for a, c in zip(one.parameters(), before.parameters(), strict=True)]
     apart = [(a - b).norm() for a, b in zip(one.parameters(), two.parameters(), strict=True)]
     assert sum(moved) > 100 * sum(apart)
     assert made[1]["figures"]["overlap"] == pytest.approx(made[2]["figures"]["overlap"], abs=1e-3)
+
+
+SLEEPS = """
+from pathlib import Path
+
+from drafts import processes
+from drafts.training import RecoverSettings
+
+run = processes.subprocess.Popen
+sleep = "import os, time; open('worker-' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(100)"
+processes.subprocess.Popen = lambda command, **more: run(
+    [*command[: command.index("--module")], "--module", "asleep"], **more
+)
+Path("asleep.py").write_text(sleep)
+processes.launch(2, "recover", (), Path("out"), RecoverSettings())
+"""
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, with_signal: signal.Signals) -> None:
+    path = os.pathsep.join((str(ROOT), str(tmp_path)))
+    command = [sys.executable, "-c", SLEEPS]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}) as child:
+        workers = [tmp_path / f"worker-{rank}" for rank in range(2)]
+        deadline = time.monotonic() + 60
+        while not all(file.is_file() and file.read_text() for file in workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ids = [int(file.read_text()) for file in workers]
+        child.send_signal(with_signal)
+        assert child.wait(60) != 0
+    for pid in ids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_an_error_in_the_processes_is_one_line_of_ours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
