@@ -87,7 +87,7 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert "Trained on another, 4 cores, 8 GiB, 2026-01-02." in text
     rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
     assert lever_cells(rows) == [
-        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "1.36"
+        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "–"
     ]  # fmt: skip
 
 
