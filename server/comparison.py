@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from server.acceptance import AcceptanceRecord
 from server.exchange import Exchange
-from server.kinds import Kind
+from server.kinds import TOTAL, Kind
 
 Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -90,7 +90,7 @@ def difference(first: Estimate | None, second: Estimate | None) -> Estimate | No
 
 @dataclass
 class Arm:
-    """What was seen of one pool and kind of output."""
+    """What was seen of one pool, kind of output and kind of prompt."""
 
     acceptance: RatioSums
     tpot: RatioSums
@@ -121,14 +121,14 @@ def verdict(figure: str, found: Estimate | None) -> str:
 
 
 class Comparison:
-    """All arms by pool and kind of output."""
+    """All arms by pool, kind of output and kind of prompt."""
 
     def __init__(self) -> None:
-        self._arms: dict[tuple[str, Kind], Arm] = {}
+        self._arms: dict[tuple[str, Kind, str], Arm] = {}
 
     def see(self, pool: str, exchange: Exchange) -> None:
         """Takes a finished request in. Requests without a record add none; those that were no stream have no time per token."""
-        arm = self._arms.setdefault((pool, exchange.kind), Arm.empty())
+        arm = self._arms.setdefault((pool, exchange.kind, exchange.prompt_kind), Arm.empty())
         record = exchange.acceptance
         if isinstance(record, AcceptanceRecord) and record.num_drafts:
             arm.acceptance.add(record.num_drafts, record.num_accepted_tokens)
@@ -136,20 +136,24 @@ class Comparison:
             arm.tpot.add(1.0, exchange.tpot_s)
 
     def rows(self, main: Collection[str], canary: Collection[str]) -> list[dict[str, Any]]:
-        """Both sides' figures and their differences, for each kind of output that was seen, and for all together.
+        """Both sides' figures and their differences, for each kind of output and of prompt that was seen, and for all together.
+
+        Where only one kind was seen, it has no row of its own beside that of all.
 
         Args:
             main: names of the pools that the canary is compared with.
             canary: names of the canary's pools.
         """
-        seen = {kind for pool, kind in self._arms if pool in (*main, *canary)}
-        kinds = [kind for kind in Kind if kind in seen]
-        rows = [self._row(kind.value, main, canary, [kind]) for kind in kinds]
-        return [*rows, self._row("all", main, canary, kinds)] if len(kinds) > 1 else rows
+        seen = [(kind, prompt) for pool, kind, prompt in self._arms if pool in (*main, *canary)]
+        outputs = [kind.value for kind in Kind if any(kind is one for one, _ in seen)]
+        prompts = sorted({prompt for _, prompt in seen if prompt})
+        named = [("output", kind) for kind in outputs if len(outputs) > 1]
+        named += [("prompt", kind) for kind in prompts if len(prompts) > 1]
+        return [self._row(of, name, main, canary) for of, name in [*named, ("all", TOTAL)] if seen]
 
-    def _row(self, name: str, main: Collection[str], canary: Collection[str], kinds: list[Kind]) -> dict[str, Any]:
-        first, second = (self._sum(pools, kinds).estimates() for pools in (main, canary))
-        row: dict[str, Any] = {"kind": name}
+    def _row(self, of: str, name: str, main: Collection[str], canary: Collection[str]) -> dict[str, Any]:
+        first, second = (self._sum(pools, of, name).estimates() for pools in (main, canary))
+        row: dict[str, Any] = {"kind": name, "of": of}
         for figure in first:
             found = difference(first[figure], second[figure])
             parts = {"main": first[figure], "canary": second[figure], "difference": found}
@@ -157,9 +161,9 @@ class Comparison:
             row[figure]["verdict"] = verdict(figure, found)
         return row
 
-    def _sum(self, pools: Collection[str], kinds: list[Kind]) -> Arm:
+    def _sum(self, pools: Collection[str], of: str, name: str) -> Arm:
         total = Arm.empty()
-        for pool in pools:
-            for kind in kinds:
-                total = total + self._arms.get((pool, kind), Arm.empty())
+        for (pool, kind, prompt), arm in self._arms.items():
+            if pool in pools and {"output": kind.value, "prompt": prompt}.get(of, name) == name:
+                total = total + arm
         return total

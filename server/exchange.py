@@ -30,6 +30,8 @@ class Exchange:
     """Whether the engine was asked for an answer of a kind that carries an acceptance record."""
     kind: Kind = Kind.PLAIN
     """Which kind of output was asked for."""
+    prompt_kind: str = ""
+    """What its client calls the prompt, of the kinds in the settings, or its route."""
     first_s: float | None = None
     """When the first chunk with content came (streams only)."""
     last_s: float | None = None

@@ -1,8 +1,9 @@
-"""Which kind of output a request asks for: text as it comes, or text that a grammar forces into shape."""
+"""Kinds of output, as it comes or forced into shape by a grammar; and kinds of prompts, which only clients know."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from typing import Any
 
 
@@ -18,6 +19,20 @@ GRAMMARS = (
     "guided_decoding_backend", "structural_tag",
 )  # fmt: skip
 """Fields of a request by which vLLM (its older names included) is given a grammar."""
+
+
+PROMPT_HEADER = "X-Understudy-Kind"
+"""By which a client may name its prompt's kind, of those in the settings (`prompt_kinds`)."""
+
+TOTAL = "all"
+"""What a comparison calls all kinds together."""
+TAKEN = frozenset({TOTAL, *(kind.value for kind in Kind)})
+"""Names that no kind of prompt can have."""
+
+
+def prompt_kind_of(named: str | None, known: Collection[str], route: str) -> str:
+    """The kind of a prompt: the one that its client names, if the settings know it, else its route."""
+    return named if named is not None and named in known else route
 
 
 def kind_of(payload: dict[str, Any]) -> Kind:

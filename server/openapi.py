@@ -45,7 +45,7 @@ def _relayed(route: Route, settings: GatewaySettings) -> dict[str, Any]:
     responses = {status: {**one, "headers": every | one.get("headers", {})} for status, one in responses.items()}
     return {
         "operationId": route.name, "summary": f"OpenAI's {route.path}, relayed to an engine", "tags": ["relayed"],
-        "parameters": [parts.OWN_ID, *([parts.SPECULATION] if route.samples else [])],
+        "parameters": [parts.OWN_ID, parts.PROMPT_KIND, *([parts.SPECULATION] if route.samples else [])],
         "requestBody": {"required": True, "content": parts.content(parts.request_body(route, settings))},
         "responses": responses, **_for_keys(settings),
     }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 from server import facts
 from server.declaring import OUTPUT_FIELDS
 from server.inbound import NOT_FORWARDED, Route
+from server.kinds import PROMPT_HEADER
 from server.known_fields import KNOWN
 from server.reception import REQUEST_ID
 from server.reporting import HEADER
@@ -79,6 +80,10 @@ STREAM_OPTIONS_NEED_A_STREAM = [
 SPECULATION = {
     "name": facts.HEADER, "in": "header", "required": False, "schema": {"type": "string", "enum": ["on", "off"]},
     "description": "off: only an engine without a draft may answer",
+}  # fmt: skip
+PROMPT_KIND = {
+    "name": PROMPT_HEADER, "in": "header", "required": False, "schema": {"type": "string"},
+    "description": "kind of the prompt, of those that the gateway's settings name; any other counts by its route",
 }  # fmt: skip
 OWN_ID = {
     "name": "X-Request-Id", "in": "header", "required": False, "schema": {"type": "string"},

@@ -21,6 +21,7 @@ from server.facts import HEADER, Facts, wants_no_draft
 from server.fleet import Attempt, Fleet
 from server.inbound import Inbound, Route, check
 from server.json_text import JsonText
+from server.kinds import PROMPT_HEADER, prompt_kind_of
 from server.metrics import Metrics
 from server.reception import Reception, Visit
 from server.settings import GatewaySettings
@@ -39,7 +40,7 @@ from server.upstream import (
 logger = logging.getLogger("understudy.gateway")
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-SPECULATION = HEADER.lower().encode()
+SPECULATION, KIND = HEADER.lower().encode(), PROMPT_HEADER.lower().encode()
 ENDING_S = 1.0
 """How long an engine gets to end its encoding after the last event; its place is held meanwhile."""
 
@@ -111,6 +112,7 @@ class Relay:
                     visit.tenant.default_max_tokens,
                 )  # fmt: skip
                 exchange.num_sequences, exchange.kind = inbound.num_sequences, inbound.kind
+                exchange.prompt_kind = prompt_kind_of(header(scope, KIND), settings.prompt_kinds, self._route.name)
                 visit.declare(inbound)
                 facts = self._facts(inbound, header(scope, SPECULATION))
                 await unless_gone(receive, self._door.cut, self._in_turn(inbound, facts, reply, exchange))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from server.breaker import BreakerRule
 from server.drift import DriftSettings, Expected
 from server.engine_list import EngineEntry, check_names, is_base_url, read_base_url, resolve
+from server.kinds import TAKEN
 from server.pools import Pool, make_pools
 from server.sharing import CanarySettings, check_canary
 from stages.settings import Settings
@@ -75,6 +77,9 @@ class GatewaySettings(Settings):
     expected_speedup: float | None = Field(default=None, gt=0, description="for the live page")
     drift: DriftSettings = Field(default=DriftSettings(), description="when a draft counts as stale")
     canary: CanarySettings | None = Field(default=None, description="a second draft's pool on trial; see reload")
+    prompt_kinds: tuple[str, ...] = Field(
+        default=(), description="kinds of prompts that clients may name in X-Understudy-Kind, to compare canaries by"
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         description="where OpenTelemetry traces go, e.g. http://127.0.0.1:4318/v1/traces; needs the extra otel",
@@ -108,6 +113,15 @@ class GatewaySettings(Settings):
         if self.engines and self.engine_url is not None:
             raise PydanticCustomError("engines", "'engines' and 'engine_url' exclude each other; give one of them")
         return self
+
+    @field_validator("prompt_kinds")
+    @classmethod
+    def _read_prompt_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = next((kind for kind in kinds if kind in TAKEN or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", kind)), None)
+        if wrong is not None:
+            message = f"must be words of letters, digits and _.-, and not {', '.join(sorted(TAKEN))}; given {wrong!r}"
+            raise PydanticCustomError("prompt_kinds", message)
+        return kinds
 
     @field_validator("otlp_endpoint")
     @classmethod

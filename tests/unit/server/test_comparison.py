@@ -99,6 +99,19 @@ def test_a_better_draft_is_seen_by_kind_and_over_all() -> None:
     assert rows["all"]["tpot_s"]["main"]["requests"] == 120
 
 
+def test_kinds_of_prompts_have_rows_of_their_own_where_there_are_several() -> None:
+    comparison = Comparison()
+    for accepted, prompt in ((5, "code"), (15, "chat")):
+        for pool in ("main", "new"):
+            one = request(10, accepted)
+            one.prompt_kind = prompt
+            comparison.see(pool, one)
+    rows = comparison.rows(["main"], ["new"])
+    lengths = [(row["of"], row["kind"], row["mean_acceptance_length"]["main"]["value"]) for row in rows]
+    assert lengths == [("prompt", "chat", 2.5), ("prompt", "code", 1.5), ("all", "all", 2.0)]
+    assert Comparison().rows(["main"], ["new"]) == []
+
+
 def test_what_is_missing_is_no_zero() -> None:
     comparison = Comparison()
     comparison.see("main", request(0, 0, 0.01))

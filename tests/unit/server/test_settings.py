@@ -37,6 +37,8 @@ def test_what_is_no_address_is_refused_in_one_line(url: str) -> None:
     ("values", "message"),
     [
         ({"otlp_endpoint": "127.0.0.1:4318"}, "otlp_endpoint"),
+        ({"prompt_kinds": ["code", "all"]}, "given 'all'"),
+        ({"prompt_kinds": ["a b"]}, "given 'a b'"),
         ({"breaker_open_s": 60}, "longer than breaker_max_open_s"),
     ],
 )

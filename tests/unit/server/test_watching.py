@@ -53,6 +53,17 @@ async def test_what_is_expected_is_counted_by_what_was_proposed(gateway: Gateway
         )  # stated of 8 tokens, 4 were proposed
 
 
+async def test_clients_name_their_prompts_kind_of_those_that_are_known(gateway: Gateway) -> None:
+    canary = {"draft": "d", "share": 1.0}
+    async with gateway(whole(BODY), prompt_kinds=("code",), canary=canary) as running:
+        for named in ({"X-Understudy-Kind": "code"}, {"X-Understudy-Kind": "secret"}, {}):
+            await running.post("/v1/completions", {"prompt": "x"}, headers=named)
+        await running.settled()
+        report = running.gateway.watch.canary_report()
+    found = {row["kind"]: row["mean_acceptance_length"]["canary"]["requests"] for row in report["rows"]}
+    assert found == {"code": 1, "completions": 2, "all": 3}
+
+
 async def test_an_engine_that_goes_and_comes_back_stands_among_the_alerts(gateway: Gateway) -> None:
     async with gateway([], probe_every_s=0.02) as running:
         member = running.gateway.fleet.members["engine"]
