@@ -230,7 +230,8 @@ class DirectProposer:
         batch = runner.input_batch
         count = self._calm(count, frozenset(batch.req_ids))
         self._drafter.forget_all_but(batch.req_ids)
-        if not count:  # the runner has no probabilities of an earlier step: it clears them in every step
+        if not count:
+            runner._draft_probs = runner._draft_prob_req_ids = None
             return [[] for _ in batch.req_ids]
         likeliest = self._greedy or sampling.all_greedy
         temperatures = [0.0] * len(sampled) if likeliest else sampling.temperature.tolist()

@@ -117,14 +117,14 @@ class Seen:
 
 @contextmanager
 def clients(stack: Stack, number: int = 4) -> Iterator[Seen]:
-    """Clients that ask all the time, half of them for streams."""
-    seen, leaving = Seen(), threading.Event()
+    """Clients that ask all the time, half of them for streams; their requests' names come once in the gateway's log."""
+    seen, leaving, begun_s = Seen(), threading.Event(), round(time.time())
 
     def client(which: int) -> None:
         for turn in range(100_000):
             if leaving.is_set():
                 return
-            name, began_s = f"turn-{turn}-of-{which}", time.time()
+            name, began_s = f"{begun_s}-turn-{turn}-of-{which}", time.time()
             ended = outcome(partial(stack.stream if which % 2 else stack.ask, 10 * turn + which, 64, name))
             seen.ends[ended] += 1
             if ended == NOT_TAKEN:

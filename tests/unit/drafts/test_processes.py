@@ -110,11 +110,13 @@ def test_two_processes_train_what_one_does(
 
 
 SLEEPS = """
+import signal
 from pathlib import Path
 
 from drafts import processes
 from drafts.training import RecoverSettings
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is started without
 run = processes.subprocess.Popen
 sleep = "import os, time; open('worker-' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(100)"
 processes.subprocess.Popen = lambda command, **more: run(
