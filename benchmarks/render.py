@@ -127,7 +127,8 @@ def levers(record: dict[str, Any]) -> str:
             "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
             f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
             "is the speed-up at one request that this length gives with the step costs that were measured for the served "
-            "draft, and first tokens and answers as they were served; levers of another shape, and tokens proposed all at once, cost something else.",
+            "draft, and first tokens and answers as they were served; "
+            "levers of another shape, and tokens proposed all at once, cost something else.",
             f"Trained on {_machine(record['sweep'])}.",
             "\n".join(lines),
             "### Served beside other methods",
