@@ -90,7 +90,7 @@ def main() -> None:
         pair.target, methods, Asking(tuple(blocks), asked.max_tokens), asked.out.parent / "engine-logs", how
     )
     record = {
-        "rows": rows_of(cells), "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
+        "rows": rows_of(cells), "speculative_config": serving.speculative_config, "enforce_eager": serving.enforce_eager,
         "prompts_per_kind": asked.prompts_per_kind, "max_tokens": asked.max_tokens,
         "versions": provenance.versions(), "hardware": provenance.hardware(),
         "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
