@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drafts.methods import own_name
+from drafts.predicting import answered_sooner
 from drafts.sweeping import Sweep
 from stages.errors import InputError
 from stages.folders import write_text
@@ -75,7 +76,8 @@ def _expected(record: dict[str, Any], kind: str, temperature: float, length: flo
         return None
     plain, first = served["plain"], served["draft"]["ttft_s"]
     later = plain["output_tokens"] / (plain["num_prompts"] * plain["repeats"]) - 1
-    return float((later * plain["tpot_s"] + plain["ttft_s"]) / (later / length * step * plain["tpot_s"] + first))
+    token = plain["tpot_s"]
+    return answered_sooner(later, length, (token, plain["ttft_s"]), (step * token, first))
 
 
 def _from_scratch(row: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.floor_render import AGAIN, IN_STEP
 from drafts.cells import Asking, Cell, acceptance, ask_methods, blocks_of, conditions_of, faster, groups
 from drafts.encoding import fitting
 from drafts.methods import EngineOptions, Method, own_name
@@ -26,8 +27,6 @@ from stages import provenance
 from stages.folders import write_text
 
 FILE = Path(__file__).parent / "floor.json"
-AGAIN = "plain again"
-IN_STEP = "plain in step"
 TIMES = 2000
 """Draws of the bootstrap."""
 

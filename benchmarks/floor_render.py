@@ -8,8 +8,8 @@ from typing import Any
 FLOOR = 0.98
 """What the pair must not fall below, of plain decoding."""
 
-
-BESIDE = ("plain again", "plain in step")
+AGAIN, IN_STEP = "plain again", "plain in step"
+BESIDE = (AGAIN, IN_STEP)
 """Engines without a draft, in the table's order."""
 
 
@@ -58,6 +58,7 @@ def floor(record: dict[str, Any]) -> str:
         "turns",
         "pair over plain",
         "plain once more over plain",
+        "plain in step over plain",
         "steps in which the pair drafted",
     )
     return "\n\n".join(

@@ -79,6 +79,16 @@ def cost_split(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") 
     )  # fmt: skip
 
 
+def answered_sooner(later: float, length: float, plain: tuple[float, float], drafted: tuple[float, float]) -> float:
+    """The speed-up of answers with ``later`` tokens after the first, where a step brings ``length`` tokens.
+
+    Args:
+        plain: seconds of a plain step, and until the first token.
+        drafted: likewise with a draft.
+    """
+    return (later * plain[0] + plain[1]) / (later / length * drafted[0] + drafted[1])
+
+
 def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_tokens: int, concurrency: int) -> float:
     """Expected speed-up of one kind of traffic."""
     if num_speculative_tokens == 0:
@@ -91,7 +101,7 @@ def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_
         return length * plain / step
     later, reads = first["plain"].later_tokens, concurrency * first["plain"].seconds
     drafted_reads = concurrency * first[acceptance.way].seconds
-    return (later * plain + reads) / (later / length * step + drafted_reads)
+    return answered_sooner(later, length, (plain, reads), (step, drafted_reads))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -111,10 +111,8 @@ def launch(processes: int, verb: str, arguments: Sequence[Path], out: Path, sett
     """Runs a verb of the command in several processes, by ``accelerate launch``; they end with this one.
 
     Raises:
-        InputError: see ``refuse_too_many``.
         UnderstudyError: the processes ended with an error, which they printed.
     """
-    refuse_too_many(processes)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / f"{verb}.yaml"
         config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from drafts.distilling import DATA, read_data
-from drafts.examples import Example, split_examples
+from drafts.examples import Example, batches, split_examples
+from drafts.losses import agreement, overlap
 from drafts.packaging import package
-from drafts.parallel import CONFIG_KEY
+from drafts.parallel import CONFIG_KEY, with_masks
 from drafts.processes import launch, published, refuse_too_many, world
 from drafts.teacher import Teacher
-from drafts.training import CHECKPOINT, RecoverSettings, Trainer, check, check_parallel
+from drafts.training import CHECKPOINT, RecoverSettings, Student, Trainer
 from pruning.checkpoint import write_checkpoint
 from pruning.plan import load_plan, read_json
 from stages.errors import InputError
@@ -126,3 +131,37 @@ def _checked(trainer: Trainer, kept_out: list[Example]) -> dict[str, Any]:
             shares = check_parallel(student, teacher, kept_out, trainer.settings, trainer.mask_token)
             figures["parallel_overlap"] = shares
     return figures
+
+
+@torch.no_grad()
+def check(
+    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings
+) -> dict[str, float]:
+    """Overlap sum min(p, q) and argmax agreement with the target on answers that were not trained on."""
+    if not examples:
+        return {}
+    device = next(student.parameters()).device
+    sums, count = [0.0, 0.0], 0
+    for batch in batches(examples, settings.batch_tokens, 0.0, settings.seed, 0):
+        moved = batch.to(device)
+        student_NV, teacher_NV = student(moved), teacher.logits(moved)
+        sums[0] += overlap(student_NV, teacher_NV).sum().item()
+        sums[1] += agreement(student_NV, teacher_NV).sum().item()
+        count += batch.num_tokens
+    return {"overlap": sums[0] / count, "agreement": sums[1] / count, "check_tokens": float(count)}
+
+
+@torch.no_grad()
+def check_parallel(
+    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings, token: int
+) -> list[float]:
+    """Overlap with the target of the 1st, 2nd, … token that one pass proposes, on answers that were not trained on."""
+    device = next(student.parameters()).device
+    sums, counts = torch.zeros(settings.parallel_tokens), torch.zeros(settings.parallel_tokens)
+    size = max(64, settings.batch_tokens // settings.parallel_tokens)
+    for batch in batches(examples, size, 0.0, settings.seed, 0):
+        moved = with_masks(batch, settings.parallel_tokens, 1.0, token, random.Random(0)).to(device)
+        found = overlap(student(moved), teacher.logits(moved)).cpu()
+        sums.index_add_(0, moved.depths_P.cpu(), found)
+        counts += torch.bincount(moved.depths_P.cpu(), minlength=len(counts))
+    return (sums / counts.clamp_min(1)).tolist()

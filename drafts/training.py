@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from drafts.examples import Batch, Example, batches
 from drafts.lora import LoraRanks, add_lora, importance_of, layer_ranks
-from drafts.losses import agreement, cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
+from drafts.losses import cross_entropy, forward_kl, negative_log_overlap, overlap, reverse_kl
 from drafts.muon import Float32Muon
 from drafts.parallel import (
     CONFIG_KEY,
@@ -210,40 +210,6 @@ def loss_of(student_NV: Tensor, teacher_NV: Tensor | None, batch: Batch, setting
         if weight > 0:
             loss = loss + weight * of(student_NV, teacher_NV, batch.weights_N)
     return loss
-
-
-@torch.no_grad()
-def check(
-    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings
-) -> dict[str, float]:
-    """Overlap sum min(p, q) and argmax agreement with the target on answers that were not trained on."""
-    if not examples:
-        return {}
-    device = next(student.parameters()).device
-    sums, count = [0.0, 0.0], 0
-    for batch in batches(examples, settings.batch_tokens, 0.0, settings.seed, 0):
-        moved = batch.to(device)
-        student_NV, teacher_NV = student(moved), teacher.logits(moved)
-        sums[0] += overlap(student_NV, teacher_NV).sum().item()
-        sums[1] += agreement(student_NV, teacher_NV).sum().item()
-        count += batch.num_tokens
-    return {"overlap": sums[0] / count, "agreement": sums[1] / count, "check_tokens": float(count)}
-
-
-@torch.no_grad()
-def check_parallel(
-    student: Student, teacher: Teacher, examples: Sequence[Example], settings: RecoverSettings, token: int
-) -> list[float]:
-    """Overlap with the target of the 1st, 2nd, … token that one pass proposes, on answers that were not trained on."""
-    device = next(student.parameters()).device
-    sums, counts = torch.zeros(settings.parallel_tokens), torch.zeros(settings.parallel_tokens)
-    size = max(64, settings.batch_tokens // settings.parallel_tokens)
-    for batch in batches(examples, size, 0.0, settings.seed, 0):
-        moved = with_masks(batch, settings.parallel_tokens, 1.0, token, random.Random(0)).to(device)
-        found = overlap(student(moved), teacher.logits(moved)).cpu()
-        sums.index_add_(0, moved.depths_P.cpu(), found)
-        counts += torch.bincount(moved.depths_P.cpu(), minlength=len(counts))
-    return (sums / counts.clamp_min(1)).tolist()
 
 
 class Trainer:

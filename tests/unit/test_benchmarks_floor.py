@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.floor import AGAIN, IN_STEP, rows_of
-from benchmarks.floor_render import floor, verdict
+from benchmarks.floor import rows_of
+from benchmarks.floor_render import AGAIN, IN_STEP, floor, verdict
 from drafts.cells import Cell, Condition
 from drafts.client import Answer
 
@@ -56,4 +56,5 @@ def test_a_loss_is_told_from_noise() -> None:
     record = {
         "rows": loss, "prompts_per_kind": 3, "hardware": {"cpu": "c", "cores": 2}, "git_revision": "a" * 40, "date": "2026-01-01",
     }  # fmt: skip
+    assert len({line.count("|") for line in floor(record).splitlines() if line.startswith("|")}) == 1
     assert "| 8 | 4 | 0.900 (0.880–0.920) | 1.000 (0.980–1.020) | 0.960 (0.940–0.980) | 0 |" in floor(record)
