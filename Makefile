@@ -61,16 +61,21 @@ results: compiled
 	$(BIN)/python -m benchmarks.render
 
 LEVERS := build/levers
+# What the reference build's draft is trained with: the others beside it get as much.
+AS_LONG := --set max_seconds=240 --set tokens=6000000 --set batch_tokens=2048 --set learning_rate=0.02 --set adam_learning_rate=0.004
+COMPARED := $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
+	--set prompts_per_kind=24 --set max_tokens=48 --set repeats=1 --set block_size=12
 
 results-draft: setup-suffix compiled
 	$(RUN) sweep recipes/levers.yaml
-	$(RUN) recover reference/target $(BUILD)/pruned $(BUILD)/data --out $(LEVERS)/sibling --set from_scratch=true \
-		--set max_seconds=240 --set tokens=6000000 --set batch_tokens=2048 --set learning_rate=0.02 --set adam_learning_rate=0.004
-	$(RUN) compare $(COMPILED)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
-		--out $(LEVERS)/comparison.json --set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/sibling, draft_parallel: $(LEVERS)/drafts/in-one-pass, draft_greedy: $(BUILD)/draft}' \
-		--set prompts_per_kind=24 --set max_tokens=48 --set repeats=1 --set block_size=12 \
+	$(RUN) recover reference/target $(BUILD)/pruned $(BUILD)/data --out $(LEVERS)/sibling $(AS_LONG) --set from_scratch=true
+	$(RUN) recover reference/target $(BUILD)/pruned $(BUILD)/data --out $(LEVERS)/in-one-pass $(AS_LONG) --set parallel_tokens=4
+	$(RUN) compare $(COMPILED)/pair $(COMPARED) --out $(LEVERS)/comparison.json \
+		--set 'drafts={recipe: $(LEVERS)/drafts/recipe, sibling: $(LEVERS)/sibling, draft_parallel: $(LEVERS)/in-one-pass, draft_greedy: $(BUILD)/draft}' \
 		--set 'concurrencies=[1, 2, 4, 8, 16]' --set 'rates=[3]'
-	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json
+	$(RUN) compare $(COMPILED)/pair $(COMPARED) --out $(LEVERS)/shapes.json --set 'concurrencies=[1]' \
+		--set 'drafts={one_layer: $(LEVERS)/drafts/one-layer-by-any-score, two_layers: $(LEVERS)/drafts/two-by-greedy-kl, three_layers: $(LEVERS)/drafts/three-by-block-influence, four_layers: $(LEVERS)/drafts/recipe, eight_layers: $(LEVERS)/drafts/eight-evenly-spaced, half_as_wide: $(LEVERS)/drafts/half-as-wide, draft_parallel: $(LEVERS)/drafts/in-one-pass}'
+	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json $(LEVERS)/shapes.json
 	$(PRELOAD) $(BIN)/python -m benchmarks.floor $(COMPILED)/pair $(PROMPTS)/heldout.jsonl
 	$(BIN)/python -m benchmarks.render
 

@@ -1,7 +1,7 @@
-"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft LEVERS.yaml SWEEP.json COMPARISON.json``.
+"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft LEVERS.yaml SWEEP COMPARISON SHAPES``.
 
-A lever's rows come from ``understudy sweep``, which judges without an engine: they have acceptance, but no served speed. The
-comparison's rows have both.
+A lever's rows come from ``understudy sweep``, which judges without an engine: they have acceptance. Speed they have where the
+second comparison served them, one lever of each shape.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from drafts.comparing import IN_ONE_PASS
 from drafts.methods import own_name
 from drafts.predicting import answered_sooner
-from drafts.sweeping import Sweep
-from stages.errors import InputError
+from drafts.sweeping import Sweep, slug
 from stages.folders import write_text
 from stages.provenance import read
 from stages.settings import read_yaml
@@ -24,60 +24,74 @@ SPENT = ("train_seconds", "train_tokens")
 FILE = Path(__file__).parent / "draft.json"
 
 
-def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each lever, kind and temperature, with as many draft tokens as the comparison served at one request.
 
-    ``predicted_speedup`` is given for drafts of the served one's shape: theirs is the cost of a draft token that was measured.
+    ``speedup`` is given for the levers that ``shapes`` served, one of each shape, ``predicted_speedup`` for all that have such a
+    shape: what a step with them costs is known from there.
     """
-    tokens = (record["speculative_config"] or {}).get("num_speculative_tokens") or 1
-    plain = [row for row in sweep if not row["settings"]]
-    if not plain:
-        raise InputError(
-            "the sweep has no lever without settings, which is the recipe itself; add one, e.g. recipe: {}"
-        )
-    shape = _shape(plain[0])
-    rows = []
+    tokens = tokens_at_one(record)
+    served, rows = served_levers(sweep, shapes), []
+    names = {_shape(row): name for row in sweep if (name := served.get(row["lever"])) not in (None, IN_ONE_PASS)}
     for row in sweep:
-        known = _shape(row) == shape
         one_by_one = "sibling" if _from_scratch(row) else "draft"
-        judged = [(one_by_one, found, found["acceptance_lengths"]) for found in row["figures"]]
-        judged += [("draft_parallel", f, f["parallel_lengths"]) for f in row["figures"] if f.get("parallel_lengths")]
-        for method, found, lengths in judged:
+        judged = [(one_by_one, found, found["acceptance_lengths"], names.get(_shape(row))) for found in row["figures"]]
+        judged += [
+            (IN_ONE_PASS, f, f["parallel_lengths"], IN_ONE_PASS) for f in row["figures"] if f.get("parallel_lengths")
+        ]
+        for method, found, lengths, alike in judged:
             length = lengths[min(tokens, len(lengths)) - 1]
-            own = known and method != "draft_parallel"
-            predicted = _expected(record, found["kind"], found["temperature"], length, tokens) if own else None
+            beside = _alone(shapes, found["kind"], found["temperature"])
+            own = served.get(row["lever"]) == alike and alike in beside
             rows.append({
                 "lever": row["lever"], "method": method,
                 "kind": found["kind"], "temperature": found["temperature"], "concurrency": 1,
                 "num_speculative_tokens": tokens, "mean_acceptance_length": length,
                 "acceptance_rate": (length - 1) / tokens, "overlap": found["overlap"], "agreement": found["agreement"],
                 "acceptance_lengths": list(lengths),
-                "greedy_drafting_lengths": None if method == "draft_parallel" else found["greedy_drafting_lengths"],
+                "greedy_drafting_lengths": None if method == IN_ONE_PASS else found["greedy_drafting_lengths"],
                 "num_positions": found["positions"],
                 "kept_layers": row["kept_layers"], "train_seconds": row["train_seconds"], "train_tokens": row["train_tokens"],
-                "predicted_speedup": predicted, "speedup": None,
+                "predicted_speedup": _expected(beside, alike, length), "speedup": beside[alike]["speedup"] if own else None,
             })  # fmt: skip
     return rows
 
 
-def _expected(record: dict[str, Any], kind: str, temperature: float, length: float, tokens: int) -> float | None:
-    """The speed-up at one request of a draft that costs what the served one does, as ``drafts.predicting`` has it.
+def served_levers(sweep: list[dict[str, Any]], shapes: dict[str, Any]) -> dict[str, str]:
+    """Names in the comparison of shapes by lever; they are told by the folders that the sweep gave its drafts."""
+    names = {Path(folder).name: name for name, folder in shapes["settings"]["drafts"].items()}
+    return {row["lever"]: names[slug(row["lever"])] for row in sweep if slug(row["lever"]) in names}
 
-    First tokens and the answers' length are those that the comparison served.
-    """
-    step = _step(record, tokens)
+
+def _alone(record: dict[str, Any], kind: str, temperature: float) -> dict[str, dict[str, Any]]:
+    """A comparison's rows of one request at a time, by method."""
     place = (kind, temperature, 1, None)
-    served = {
+    return {
         row["method"]: row
         for row in record["rows"]
         if (row["kind"], row["temperature"], row["concurrency"], row.get("rate")) == place
     }
-    if step is None or "plain" not in served or "draft" not in served:
+
+
+def step_in_plain_steps(row: dict[str, Any], plain: dict[str, Any]) -> float:
+    """A served draft's step over plain's, at one request: a step brings as many tokens as the acceptance length says."""
+    return float(row["tpot_s"] * row["mean_acceptance_length"] / plain["tpot_s"])
+
+
+def _expected(beside: dict[str, dict[str, Any]], alike: str | None, length: float) -> float | None:
+    """The speed-up at one request of a draft that costs what one of its shape did, as ``drafts.predicting`` has it.
+
+    Args:
+        beside: what was served, by method: steps, first tokens and the answers' length are theirs.
+        alike: the one of its shape.
+    """
+    if alike not in beside or "plain" not in beside:
         return None
-    plain, first = served["plain"], served["draft"]["ttft_s"]
+    plain, own = beside["plain"], beside[alike]
     later = plain["output_tokens"] / (plain["num_prompts"] * plain["repeats"]) - 1
     token = plain["tpot_s"]
-    return answered_sooner(later, length, (token, plain["ttft_s"]), (step * token, first))
+    step = step_in_plain_steps(own, plain) * token
+    return answered_sooner(later, length, (token, plain["ttft_s"]), (step, own["ttft_s"]))
 
 
 def _from_scratch(row: dict[str, Any]) -> bool:
@@ -89,15 +103,12 @@ def _shape(row: dict[str, Any]) -> tuple[int, Any]:
     return len(row["kept_layers"]), row["settings"].get("prune", {}).get("mlp_width")
 
 
-def _step(record: dict[str, Any], tokens: int) -> float | None:
-    """A speculative step at one request in plain steps, from the costs that ``choose`` read; None where it has none."""
-    costs = [cost for cost in (record["choice"] or {}).get("costs", []) if cost["concurrency"] == 1]
-    return costs[0]["steps"][min(tokens, len(costs[0]["steps"])) - 1] if costs else None
-
-
-SWEPT = {"draft": "recipe", "draft_parallel": "in one pass"}
+SWEPT = {"draft": "recipe"}
 """Levers whose drafts are served, by the method's name in draft.json: trained on the sweep's budget."""
-BUILT = {"chosen": "the reference build", "draft_greedy": "the reference build", "sibling": "from scratch, as long"}
+BUILT = {
+    "chosen": "the reference build", "draft_greedy": "the reference build", "sibling": "from scratch, as long",
+    IN_ONE_PASS: "in one pass, as long",
+}  # fmt: skip
 """Drafts with the reference build's budget that are served, by the method's name in draft.json."""
 NAMES = {"recipe": "draft", "draft": "chosen"}
 """The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
@@ -108,23 +119,32 @@ def chosen_name(config: dict[str, Any] | None) -> str:
     return "plain" if config is None else own_name(config)
 
 
-def spent_on(method: str, config: dict[str, Any] | None, others: dict[str, str]) -> dict[str, Any]:
-    """What the training of a draft of the build's budget took; nothing where none is served under that name.
+def spent_on(method: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the training of a draft of the build's budget took; nothing where none is served under that name."""
+    name = "draft" if method in ("chosen", "draft_greedy") else method
+    spent = record.get("trained", {}).get(name)
+    return {"lever": BUILT[method], **spent} if spent else {}
+
+
+def tokens_at_one(record: dict[str, Any]) -> int:
+    """Draft tokens that drafts were served with at one request."""
+    config = record["speculative_config"] or {}
+    if config.get("method") != "draft_model":
+        return int(record["settings"]["num_speculative_tokens"])
+    schedule = config.get("num_speculative_tokens_per_batch_size", [])
+    own = [tokens for low, high, tokens in schedule if low <= 1 <= high]
+    return int(own[0] if own else config["num_speculative_tokens"])
+
+
+def joined(sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    """The content of draft.json; what was chosen stands there as ``chosen``, beside its own name where it is no draft.
 
     Args:
-        config: of the pair; what it drafts with is ``chosen``.
-        others: folders of the other drafts by the comparison's name.
+        sweep: what ``understudy sweep`` gave.
+        record: the comparison.
+        shapes: a comparison at one request of levers whose drafts have different shapes.
     """
-    folder = (config or {}).get("model") if method == "chosen" else others.get(method)
-    if folder is None:
-        return {}
-    position = (read(Path(folder)) or {}).get("position", {})
-    return {"lever": BUILT[method], "train_seconds": position.get("seconds"), "train_tokens": position.get("tokens")}
-
-
-def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
-    """The content of draft.json; what was chosen stands there as ``chosen``, beside its own name where it is no draft."""
-    spent, judged = {row["lever"]: row for row in sweep}, lever_rows(sweep, record)
+    spent, judged = {row["lever"]: row for row in sweep}, lever_rows(sweep, record, shapes)
     expected = {(row["lever"], row["kind"], row["temperature"]): row["predicted_speedup"] for row in judged}
     config = record["speculative_config"]
     taken = chosen_name(config)
@@ -133,25 +153,18 @@ def joined(sweep: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any
         named = [NAMES.get(row["method"], row["method"])]
         named += ["chosen"] if row["method"] == taken and taken != "draft" else []
         for method in named:
-            others = record["settings"].get("drafts", {})
-            trained = spent_on(method, config, others) if method in BUILT else spent.get(SWEPT.get(method, ""), {})
+            trained = spent_on(method, record) if method in BUILT else spent.get(SWEPT.get(method, ""), {})
             found = {key: trained.get(key) for key in ("lever", *SPENT)}
             alone = (row["concurrency"], row.get("rate")) == (1, None)
             if alone and row["predicted_speedup"] is None:
                 found["predicted_speedup"] = expected.get((SWEPT.get(method), row["kind"], row["temperature"]))
             served.append({**row, "method": method, **found})
     kept = (
-        "settings",
-        "inputs",
-        "speculative_config",
-        "versions",
-        "hardware",
-        "date",
-        "git_revision",
-        "choice",
-        "enforce_eager",
-    )
-    return {"rows": [*judged, *served], **{key: record[key] for key in kept}}
+        "settings", "inputs", "speculative_config", "versions", "hardware", "date", "git_revision", "choice", "enforce_eager",
+    )  # fmt: skip
+    folders = {name: lever for lever, name in served_levers(sweep, shapes).items()}
+    of_shapes = [{**row, "lever": folders.get(row["method"])} for row in shapes["rows"]]
+    return {"rows": [*judged, *served], "shapes": of_shapes, **{key: record[key] for key in kept}}
 
 
 def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:
@@ -163,9 +176,9 @@ def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Reads the sweep's file, what it gave, and the comparison; writes draft.json beside this module."""
     file, *measured = map(Path, arguments)
-    sweep, record = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
+    sweep, record, shapes = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
     asked = read_yaml(file, Sweep).model_dump(mode="json", exclude={"levers"})
-    write_text(FILE, json.dumps({**joined(sweep, record), "sweep": asked | trained_on(sweep)}, indent=1) + "\n")
+    write_text(FILE, json.dumps({**joined(sweep, record, shapes), "sweep": asked | trained_on(sweep)}, indent=1) + "\n")
     print(f"{FILE.parent.name}/{FILE.name}")
 
 

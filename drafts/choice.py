@@ -19,8 +19,9 @@ class ChooseSettings(Settings):
 
     Attributes:
         min_gain: no draft is used where the expected speed-up is below 1 + this, nor suffix decoding.
-        floor: no number of draft tokens is taken with which a kind of prompt, at any measured temperature, is expected to be
-            served at less than this share of plain decoding's speed. Nor is suffix decoding taken where it was.
+        floor: no number of draft tokens (nor none of a draft that is loaded) is taken with which a kind of prompt, at any measured
+            temperature, is expected to be served at less than this share of plain decoding's speed. Nor is suffix decoding taken
+            where it was.
         indifference: the fewest draft tokens are taken whose expected speed-up is within this share of the best one's.
             Fewer tokens cost less when requests share a step, and such a difference is below what measuring resolves. Suffix
             decoding takes the draft's place only if it is ahead by more than this.
@@ -61,6 +62,7 @@ class Considered(Settings):
     """A number of draft tokens at a concurrency.
 
     Attributes:
+        num_speculative_tokens: 0 only where drafting nothing was timed: an engine with a draft then is slower than plain.
         speedup: expected, over all kinds and temperatures; of suffix decoding as served.
         worst: likewise, of the kind and temperature that gain least.
     """
@@ -104,7 +106,9 @@ class Choice(Settings):
 
     @property
     def gain(self) -> float:
-        """Speed-up over all measured concurrencies: geometric mean, 1 where nothing is drafted."""
+        """Speed-up over all measured concurrencies: geometric mean, 1 without a draft."""
+        if self.num_speculative_tokens is None:
+            return 1.0
         speedup_of = {
             (c.concurrency, c.num_speculative_tokens): c.speedup for c in self.considered if c.way == self.way
         }

@@ -12,13 +12,24 @@ from itertools import groupby, pairwise
 from drafts.choice import Choice, ChooseSettings, Considered, Expected, Prediction
 from drafts.explaining import reason, ways_compared
 from drafts.measurements import Measurements, Way
-from drafts.predicting import acceptance_length, cost_split, expected_speedups, geometric_mean, overall, predict
+from drafts.predicting import (
+    acceptance_length,
+    cost_split,
+    expected_speedups,
+    geometric_mean,
+    idles,
+    overall,
+    predict,
+)
 from drafts.suffix import weigh
 from stages.errors import InputError
 
 
 def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Considered, ...]:
-    """Every way and concurrency with every number of draft tokens that the measurements allow."""
+    """Every way and concurrency with every number of draft tokens that the measurements allow.
+
+    Drafting nothing is among them where it was timed: then it is not what plain decoding is.
+    """
     if not measurements.acceptances:
         raise InputError("measurements: no acceptance was measured")
     longest = min(len(acceptance.histogram) - 1 for acceptance in measurements.acceptances)
@@ -29,16 +40,38 @@ def consider(measurements: Measurements, settings: ChooseSettings) -> tuple[Cons
         )
         for way in measurements.ways
         for n in measurements.concurrencies
-        for k in range(1, min(longest, settings.max_tokens) + 1)
+        for k in range(0 if idles(measurements.costs, n, way) else 1, min(longest, settings.max_tokens) + 1)
     )  # fmt: skip
 
 
-def _pick(considered: Sequence[Considered], settings: ChooseSettings) -> int:
-    """Draft tokens for one concurrency; 0 where none pays."""
-    paying = [item for item in considered if item.pays(settings)]
-    best = max((item.speedup for item in paying), default=0.0)
-    least = best * (1 - settings.indifference)
-    return next((item.num_speculative_tokens for item in paying if item.speedup >= least), 0)
+Options = dict[int, list[Considered]]
+"""For each concurrency what can be done there in one way of drafting, by number of tokens, beginning with drafting nothing."""
+
+
+def _options(considered: Sequence[Considered], way: Way) -> Options:
+    own: Options = {}
+    for item in considered:
+        if item.way == way:
+            nothing = Considered(
+                concurrency=item.concurrency, num_speculative_tokens=0, speedup=1.0, worst=1.0, way=way
+            )
+            own.setdefault(item.concurrency, [] if item.num_speculative_tokens == 0 else [nothing]).append(item)
+    return dict(sorted(own.items()))
+
+
+def _take(options: Sequence[Considered], settings: ChooseSettings) -> Considered | None:
+    """The fewest draft tokens among the best that pay; where none pay, none are drafted, or whatever else keeps the floor.
+
+    Returns:
+        None where nothing keeps the floor, not even drafting nothing.
+    """
+    paying = [item for item in options if item.pays(settings)]
+    if paying:
+        least = max(item.speedup for item in paying) * (1 - settings.indifference)
+        return next(item for item in paying if item.speedup >= least)
+    bearable = [item for item in options if item.worst >= settings.floor]
+    nothing = [item for item in bearable if item.num_speculative_tokens == 0]
+    return max(nothing or bearable, key=lambda item: item.speedup, default=None)
 
 
 def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
@@ -52,33 +85,49 @@ def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(entries)
 
 
-def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> dict[int, int]:
-    """Draft tokens by concurrency, in one way of drafting."""
-    own = [item for item in considered if item.way == way]
-    picked = {
-        n: _pick([item for item in own if item.concurrency == n], settings)
-        for n in sorted({item.concurrency for item in own})
-    }
-    return picked if way == "draft" else _one_number(own, picked, settings)
+def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> dict[int, Considered] | None:
+    """What is done at each concurrency in one way of drafting; None where that draft does not pay, or breaks the floor."""
+    options = _options(considered, way)
+    taken = _each(options, settings) if way == "draft" else _one_number(options, settings)
+    return taken if taken and any(item.num_speculative_tokens for item in taken.values()) else None
 
 
-def _one_number(own: Sequence[Considered], picked: dict[int, int], settings: ChooseSettings) -> dict[int, int]:
-    """The same draft tokens, or none, at every concurrency: vLLM drafts in one pass with one number of mask tokens only."""
-    at = {(c.concurrency, c.num_speculative_tokens): c for c in own}
-
-    def gain(tokens: int) -> float:
-        return geometric_mean([c.speedup if (c := at[n, tokens]).pays(settings) else 1.0 for n in picked])
-
-    numbers = sorted({c.num_speculative_tokens for c in own})
-    best = max(map(gain, numbers))
-    tokens = next(k for k in numbers if gain(k) >= best * (1 - settings.indifference))
-    return {n: tokens if at[n, tokens].pays(settings) else 0 for n in picked}
+def _each(options: Options, settings: ChooseSettings) -> dict[int, Considered] | None:
+    """What is best at each concurrency by itself; None where there is one at which nothing keeps the floor."""
+    taken = {n: found for n, items in options.items() if (found := _take(items, settings))}
+    return taken if len(taken) == len(options) else None
 
 
-def _gain(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> float:
-    """Expected speed-up of a way with the best number of tokens at each concurrency: geometric mean over concurrencies."""
-    speedup_of = {(c.concurrency, c.num_speculative_tokens): c.speedup for c in considered if c.way == way}
-    return geometric_mean([speedup_of.get(item, 1.0) for item in _picked(considered, way, settings).items()])
+def _one_number(options: Options, settings: ChooseSettings) -> dict[int, Considered] | None:
+    """The same draft tokens, or none, at every concurrency: vLLM drafts in one pass with one number of mask tokens only.
+
+    Of two numbers the smaller one is taken if it gives as much, as far as that can be told, where either drafts.
+    """
+    numbers = sorted({item.num_speculative_tokens for items in options.values() for item in items} - {0})
+    by_number = [
+        taken
+        for k in numbers
+        if (
+            taken := _each(
+                {n: [o for o in items if o.num_speculative_tokens in (0, k)] for n, items in options.items()}, settings
+            )
+        )
+    ]
+    best = max(by_number, key=_gain, default=None)
+    for taken in by_number:
+        assert best is not None
+        drafting = [n for n in taken if taken[n].num_speculative_tokens or best[n].num_speculative_tokens]
+        if not drafting:
+            continue
+        own, most = (_gain({n: found[n] for n in drafting}) for found in (taken, best))
+        if own >= most * (1 - settings.indifference):
+            return taken
+    return None
+
+
+def _gain(taken: dict[int, Considered] | None) -> float:
+    """Expected speed-up: geometric mean over concurrencies; 1 without a draft."""
+    return geometric_mean([item.speedup for item in taken.values()]) if taken else 1.0
 
 
 def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
@@ -89,17 +138,18 @@ def choose(measurements: Measurements, settings: ChooseSettings) -> Choice:
 def _choose_draft(measurements: Measurements, settings: ChooseSettings) -> Choice:
     """The better way of drafting, and the fewest draft tokens among the best at each batch size, or none where they gain little."""
     considered = consider(measurements, settings)
+    taken = {way: _picked(considered, way, settings) for way in measurements.ways}
     bests = {way: max(item.speedup for item in considered if item.way == way) for way in measurements.ways}
-    way = max(measurements.ways, key=lambda way: (_gain(considered, way, settings), bests[way]))
+    way = max(measurements.ways, key=lambda way: (_gain(taken[way]), bests[way]))
     own = [item for item in considered if item.way == way]
-    picked = _picked(considered, way, settings)
+    found = taken[way]
+    picked = {n: found[n].num_speculative_tokens if found else 0 for n in measurements.concurrencies}
     most = max(picked.values()) or None
     splits = [cost_split(measurements.costs, n, way) for n in measurements.concurrencies]
     expected = _expected(measurements, picked, way) if most else None
     said = reason(own, picked, expected, settings)
     if most and len(measurements.ways) > 1:
-        gains = {found: _gain(considered, found, settings) for found in measurements.ways}
-        said += " " + ways_compared(gains, way)
+        said += " " + ways_compared({other: _gain(taken[other]) for other in measurements.ways}, way)
     return Choice(
         num_speculative_tokens=most, schedule=schedule_of(picked), expected=expected, considered=considered,
         costs=tuple(split for split in splits if split), reason=said, way=way,

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from drafts.cells import Asking, Cell, ask_methods, blocks_of, conditions_of, differing, rows_of
+from drafts.asking import Asking, ask_methods, serves_alone
+from drafts.blocks import Cell, blocks_of, conditions_of
+from drafts.cells import differing, rows_of
 from drafts.encoding import fitting
 from drafts.exact import rounding_dtype
+from drafts.measurements import ALL
 from drafts.methods import (
     NGRAM,
     SUFFIX,
@@ -27,9 +30,11 @@ from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
 from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
 from drafts.report import html
+from drafts.saved_cells import SavedCells
 from drafts.table import as_csv, in_order
 from drafts.ties import judge_differences
 from pruning.checkpoint import load_tokenizer
+from pruning.plan import read_json
 from server.engine_command import EngineSettings
 from server.pair import Pair, read_pair
 from stages import provenance
@@ -59,7 +64,7 @@ class CompareSettings(Settings):
     Attributes:
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
         rates: arrivals per second of open loops beside the closed ones; the largest concurrency bounds what is under way.
-        repeats: how often all prompts are asked; more often where many share the engine (``cells.blocks_of``).
+        repeats: how often all prompts are asked; more often where many share the engine (``blocks.blocks_of``).
         block_size: prompts after which the next method takes its turn.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
             ``draft_parallel`` proposes them in one pass, one named ``draft_greedy`` its likeliest ones at any temperature.
@@ -138,16 +143,42 @@ def the_other_way(config: dict[str, Any]) -> Method:
 
 
 def in_one_pass(config: dict[str, Any]) -> dict[str, Any]:
-    """A drafting config with all tokens in one pass, with one number of them at all batch sizes, as vLLM wants it."""
-    kept = {key: value for key, value in config.items() if key != "num_speculative_tokens_per_batch_size"}
-    return {**kept, "parallel_drafting": True}
+    """A drafting config with all tokens in one pass: one number of them, as vLLM wants it, wherever any are drafted."""
+    kept = {**config, "parallel_drafting": True}
+    schedule = config.get("num_speculative_tokens_per_batch_size")
+    if schedule is not None:
+        most = config["num_speculative_tokens"]
+        kept["num_speculative_tokens_per_batch_size"] = [[low, high, most if n else 0] for low, high, n in schedule]
+    return kept
 
 
-def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> None:
+def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> str | None:
+    """Hash of the training prompts that the draft's prompts were checked against; None where none are given."""
     if training_file is None:
         log("no --training-prompts given: whether the draft has seen these prompts in training is not checked")
-    else:
-        refuse_overlap(read_prompts(training_file), prompts)
+        return None
+    training = read_prompts(training_file)
+    refuse_overlap(training, prompts)
+    return prompts_hash(training)
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """What a draft's training took, as ``recover`` wrote it down: seconds and tokens, None where that is not known."""
+    position = (provenance.read(folder) or {}).get("position") or {}
+    return {"train_seconds": position.get("seconds"), "train_tokens": position.get("tokens")}
+
+
+DEFAULTS = {"top_k": (0, -1, None), "top_p": (1.0, None), "min_p": (0.0, None), "repetition_penalty": (1.0, None)}
+"""Sampling parameters that a target can bring defaults for, with the values that change nothing."""
+
+
+def sampling_defaults(target: Path, engine_args: Sequence[str]) -> dict[str, float]:
+    """What the engine takes from the target's generation_config.json for requests that do not say otherwise, as these do not."""
+    file = target / "generation_config.json"
+    if not file.is_file() or any(argument.startswith("--generation-config") for argument in engine_args):
+        return {}
+    found = read_json(file, "repair it, or serve with --generation-config vllm")
+    return {name: found[name] for name, neutral in DEFAULTS.items() if found.get(name) not in neutral}
 
 
 def compare(
@@ -163,8 +194,11 @@ def compare(
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
     everything = read_prompts(prompts_file)
-    _refuse_seen(everything, training_prompts)
+    training = _refuse_seen(everything, training_prompts)
     tokenizer = load_tokenizer(target)
+    defaults = sampling_defaults(target, pair.serving.engine_args)
+    if defaults:
+        log(f"the target's generation_config.json holds for these requests: {defaults}")
     fit = fitting(everything, tokenizer, pair.serving.max_model_len, settings.max_tokens)
     prompts = sample(fit, settings.prompts_per_kind, settings.seed)
     methods = methods_of(pair, settings.drafts, settings.num_speculative_tokens)
@@ -179,26 +213,36 @@ def compare(
     conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
     blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
     asked = Asking(tuple(blocks), settings.max_tokens, settings.one_at_a_time)
-    cells = ask_methods(target, methods, asked, logs, how)
+    saved = SavedCells(
+        out.with_name(f".{out.stem}.cells.jsonl"), [run.identity, provenance.versions(), provenance.hardware()]
+    )
+    cells = ask_methods(target, methods, asked, logs, how, saved)
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
     add_predictions(rows, pair)
     by_id = {prompt.id: prompt for prompt in prompts}
+    dtype = EngineSettings(model=target, log_file=logs / "unused", extra_args=how.extra_args).computed_dtype
+    drafts = {**({"draft": pair.draft} if pair.draft else {}), **settings.drafts}
     record = {
         "rows": rows, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
-        "choice": read_choice(pair.file.parent),
+        "choice": read_choice(pair.file.parent), "trained": {name: trained(folder) for name, folder in drafts.items()},
+        "training_prompts": training, "in_turns": not serves_alone(settings.one_at_a_time),
+        "sampling_defaults": defaults, "dtype": rounding_dtype(dtype),
         "examples": failures(cells, by_id, own_name(pair.speculative_config)),
     }  # fmt: skip
-    write_text(out, json.dumps(record, indent=1) + "\n")  # before the target is loaded to judge differences
-    dtype = EngineSettings(model=target, log_file=logs / "unused", extra_args=how.extra_args).computed_dtype
-    record["dtype"] = rounding_dtype(dtype)
+    _write(record, out)  # before the target is loaded to judge differences
     record["differing_outputs"] = judge_differences(target, differing(cells), by_id, tokenizer, record["dtype"])
-    write_text(out, json.dumps(record, indent=1) + "\n")
-    write_text(out.with_suffix(".csv"), as_csv(rows))
-    write_text(out.with_suffix(".html"), html(record))
-    draw_comparison(in_order(rows), out.with_suffix(".png"))
+    _write(record, out)
+    saved.clear()
     return rows
+
+
+def _write(record: dict[str, Any], out: Path) -> None:
+    write_text(out, json.dumps(record, indent=1) + "\n")
+    write_text(out.with_suffix(".csv"), as_csv(record["rows"]))
+    write_text(out.with_suffix(".html"), html(record))
+    draw_comparison(in_order(record["rows"]), out.with_suffix(".png"))
 
 
 def add_predictions(rows: Sequence[dict[str, Any]], pair: Pair) -> None:
@@ -206,9 +250,9 @@ def add_predictions(rows: Sequence[dict[str, Any]], pair: Pair) -> None:
     expected = pair.serving.expected
     known = {(p.kind, p.temperature, p.concurrency): p.speedup for p in (expected.predictions if expected else ())}
     for row in rows:
-        place = (row["kind"], row["temperature"], row["concurrency"])
-        closed = row["method"] == own_name(pair.serving.speculative_config) and row.get("rate") is None
-        row["predicted_speedup"] = known.get(place) if closed else None
+        own = row["method"] == own_name(pair.serving.speculative_config) and row.get("rate") is None
+        places = [(kind, row["temperature"], row["concurrency"]) for kind in (row["kind"], ALL)]
+        row["predicted_speedup"] = next((known[place] for place in places if place in known), None) if own else None
 
 
 def read_choice(folder: Path) -> dict[str, Any] | None:

@@ -14,8 +14,13 @@ def _draft_tokens(count: int) -> str:
     return f"{count} draft token{'' if count == 1 else 's'}"
 
 
-def _why_not(best: Considered, settings: ChooseSettings) -> str:
-    """Why even the best number of draft tokens is not taken."""
+def _why_not(options: Sequence[Considered], settings: ChooseSettings) -> str:
+    """Why even the best number of draft tokens is not taken.
+
+    Args:
+        options: what was considered at one concurrency.
+    """
+    best = _best(options)
     if best.pays(settings):
         return f"{_draft_tokens(best.num_speculative_tokens)} would give {best.speedup:.2f}x, but one pass has one number for all"
     if best.speedup < 1 + settings.min_gain:
@@ -24,14 +29,52 @@ def _why_not(best: Considered, settings: ChooseSettings) -> str:
     return f"the best would give {best.speedup:.2f}x, but {where}; {settings.floor:.2f}x is the floor"
 
 
+def _best(options: Sequence[Considered]) -> Considered:
+    """What gains most among those that draft."""
+    return max((item for item in options if item.num_speculative_tokens), key=lambda item: item.speedup)
+
+
+def _idle(options: Sequence[Considered]) -> Considered | None:
+    """Drafting nothing with a loaded draft, where that was timed."""
+    return next((item for item in options if item.num_speculative_tokens == 0), None)
+
+
+IDLE = "the engine's own proposer runs the draft all the same"
+
+
+def _nothing(options: Sequence[Considered], settings: ChooseSettings) -> str:
+    """Why nothing is drafted at a concurrency, and what that costs."""
+    idle, why = _idle(options), _why_not(options, settings)
+    return f"no draft tokens ({why})" if idle is None else f"no draft tokens, {idle.speedup:.2f}x, as {IDLE} ({why})"
+
+
+def _no_draft(options: Sequence[Considered], settings: ChooseSettings) -> str:
+    """Why there is no draft, as far as one concurrency says."""
+    idle, best = _idle(options), _best(options)
+    if idle is not None and idle.worst < settings.floor and best.worst < settings.floor:
+        return (
+            f"drafting nothing would give {idle.worst:.2f}x, as {IDLE}, and {_draft_tokens(best.num_speculative_tokens)} "
+            f"{best.worst:.2f}x; {settings.floor:.2f}x is the floor (--set floor=…)"
+        )
+    if best.pays(settings):
+        return f"{_draft_tokens(best.num_speculative_tokens)} would give {best.speedup:.2f}x"
+    return _why_not(options, settings)
+
+
+def _beyond(picked: dict[int, int]) -> str:
+    """What is drafted for batches larger than any that was measured, where that is anything."""
+    tokens = picked[max(picked)]
+    return f"Larger batches were not measured; they get {tokens} as well (measure: concurrencies). " if tokens else ""
+
+
 def reason(
     considered: Sequence[Considered], picked: dict[int, int], expected: Expected | None, settings: ChooseSettings
 ) -> str:
     """What was decided for one way of drafting."""
-    bests = {n: max((i for i in considered if i.concurrency == n), key=lambda item: item.speedup) for n in picked}
+    options = {n: [item for item in considered if item.concurrency == n] for n in picked}
     if expected is None:
-        would = "; ".join(f"{n} at a time: {_why_not(b, settings)}" for n, b in bests.items())
-        tokens = next(iter(bests.values())).num_speculative_tokens
+        would = "; ".join(f"{n} at a time: {_no_draft(found, settings)}" for n, found in options.items())
+        tokens = _best(next(iter(options.values()))).num_speculative_tokens
         return f"No draft, nor with the best setting, {_draft_tokens(tokens)}. {would[0].upper()}{would[1:]}."
     speedup_of = {(item.concurrency, item.num_speculative_tokens): item.speedup for item in considered}
     parts = []
@@ -39,9 +82,9 @@ def reason(
         if tokens:
             parts.append(f"{n} at a time: {_draft_tokens(tokens)}, {speedup_of[n, tokens]:.2f}x plain")
         else:
-            parts.append(f"{n} at a time: no draft tokens ({_why_not(bests[n], settings)})")
+            parts.append(f"{n} at a time: {_nothing(options[n], settings)}")
     return (
-        f"Expected, {'; '.join(parts)}. Mean acceptance length {expected.mean_acceptance_length:.2f}. "
+        f"Expected, {'; '.join(parts)}. {_beyond(picked)}Mean acceptance length {expected.mean_acceptance_length:.2f}. "
         f"No other number of tokens that pays is expected to be more than {settings.indifference:.0%} faster."
     )
 

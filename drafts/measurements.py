@@ -22,6 +22,7 @@ class StepCost(Settings):
 
     Attributes:
         concurrency: requests that share the step.
+        num_speculative_tokens: 0 of ``plain``; of a way of drafting, a step in which a loaded draft proposes nothing.
         seconds: median over answers; of other methods than plain, plain's times the median ratio to plain's step of the
             same turn.
         low: lower quartile, ``high`` the upper, likewise.

@@ -1,8 +1,9 @@
 """Measures step costs and acceptance of a draft in the real engine: what ``choose`` decides from.
 
 Engines side by side, asked in turn: plain decoding, checking of draft tokens that cost nothing, and the draft with two numbers of
-draft tokens; for a draft that was trained to propose several tokens in one pass, two more that let it; and suffix decoding, which
-needs no draft and has no line of costs: how many tokens it proposes changes from step to step, so it is timed as a whole.
+draft tokens; for a draft that was trained to propose several tokens in one pass, two more that let it; where the engine's own
+proposer runs the draft, one more of each way that proposes nothing, which is not free there; and suffix decoding, which needs no
+draft and has no line of costs: how many tokens it proposes changes from step to step, so it is timed as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from drafts.cells import Asking, Block, Cell, Condition, ask_methods, blocks_of, conditions_of, histogram
+from drafts.asking import Asking, ask_methods
+from drafts.blocks import Block, Cell, Condition, blocks_of, conditions_of
+from drafts.cells import histogram
 from drafts.client import Answer
 from drafts.encoding import fitting
 from drafts.measurements import ALL, Acceptance, FirstToken, Measurements, StepCost, Stepping, Way
@@ -26,19 +29,21 @@ from drafts.methods import (
     EngineOptions,
     Method,
     draft_method,
+    drafted_directly,
     proposes_in_parallel,
     verify_method,
     wants_suffix,
 )
 from drafts.predicting import cost_split
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
+from drafts.saved_cells import SavedCells
 from drafts.served import served
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
 from stages.folders import publish, write_text
 from stages.hashing import checkpoint_hash
 from stages.progress import log
-from stages.provenance import Run, up_to_date
+from stages.provenance import Run, hardware, up_to_date, versions
 from stages.settings import Settings
 
 FILE = "measurements.json"
@@ -89,7 +94,8 @@ class MeasureSettings(Settings):
 
 def step_seconds(answer: Answer) -> float | None:
     """Seconds per engine step after the first token; None for answers with no further step or chunk."""
-    steps = answer.speculation.num_drafts if answer.speculation else answer.completion_tokens - 1
+    drafted = answer.speculation.num_drafts if answer.speculation else 0
+    steps = drafted or answer.completion_tokens - 1
     later = answer.e2e_s - answer.ttft_s
     return later / steps if steps > 0 and later > 0 else None
 
@@ -216,6 +222,8 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
     engines: dict[str, tuple[Stepping, int]] = {"plain": ("plain", 0), "verify": ("verify", large)}
     for way in ways:
         engines |= {f"{way}-small": (way, small), f"{way}-large": (way, large)}
+        if any(cell.method == f"{way}-none" for cell in cells):
+            engines[f"{way}-none"] = (way, 0)
     costs = [cost for n in settings.concurrencies for cost in step_costs(cells, n, engines)]
     judged = {way: [cell for cell in cells if cell.method == f"{way}-large"] for way in ways}
     firsts = first_tokens(cells, "plain", "plain")
@@ -230,6 +238,19 @@ def found_in(cells: Sequence[Cell], settings: MeasureSettings, ways: Sequence[Wa
     )  # fmt: skip
 
 
+def methods_in(draft: Path, way: Way, settings: MeasureSettings, how: EngineOptions) -> list[Method]:
+    """A draft with two numbers of tokens, and with none where our own proposer does not run it."""
+    options = {"parallel_drafting": True} if way == "parallel" else {}
+    small, large = settings.num_speculative_tokens
+    found = [
+        draft_method(draft, tokens, f"{way}-{size}", **options) for size, tokens in (("small", small), ("large", large))
+    ]
+    if not drafted_directly(found[0], how):
+        nothing = {"num_speculative_tokens_per_batch_size": [[1, how.max_num_seqs, 0]]}
+        found.append(draft_method(draft, small, f"{way}-none", **options, **nothing))
+    return found
+
+
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
     """Writes ``out/measurements.json``: step costs at several batch sizes, acceptance by position, suffix decoding's speed-ups."""
     settings = settings.model_copy(update={"suffix": wants_suffix(settings.suffix)})
@@ -238,33 +259,38 @@ def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: 
     run = Run("measure", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):
         return
-    small, large = settings.num_speculative_tokens
-    drafted = [draft_method(draft, small, "draft-small"), draft_method(draft, large, "draft-large")]
-    ways: list[Way] = ["draft"]
-    if proposes_in_parallel(draft):
-        ways.append("parallel")
-        named = (("parallel-small", small), ("parallel-large", large))
-        drafted += [draft_method(draft, tokens, name, parallel_drafting=True) for name, tokens in named]
-    methods = [Method("plain"), verify_method(large), *drafted]
+    how = EngineOptions(
+        settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager, settings.engine_args
+    )
+    ways: list[Way] = ["draft", "parallel"] if proposes_in_parallel(draft) else ["draft"]
+    drafted = [method for way in ways for method in methods_in(draft, way, settings, how)]
+    methods = [Method("plain"), verify_method(settings.num_speculative_tokens[1]), *drafted]
     if settings.suffix:
         methods.append(Method(SUFFIX_NAME, SUFFIX))
     with publish(out, stage=run.stage) as folder:
-        how = EngineOptions(
-            settings.max_model_len, 2 * settings.concurrencies[-1], settings.enforce_eager, settings.engine_args
-        )
         asked = Asking(tuple(blocks_for(prompts, settings)), settings.max_tokens, settings.one_at_a_time)
-        cells = ask_methods(target, methods, asked, out.parent / "engine-logs", how)
+        saved = SavedCells(out.parent / f".{out.name}.cells.jsonl", [run.identity, versions(), hardware()])
+        cells = ask_methods(target, methods, asked, out.parent / "engine-logs", how, saved)
         found = found_in(cells, settings, ways)
         write_text(folder / FILE, json.dumps(found.model_dump(mode="json"), indent=2) + "\n")
         run.write(folder)
+    saved.clear()
     for n in settings.concurrencies:
         log(_told(found, n))
+
+
+def _setting(cost: StepCost) -> str:
+    """What a step was timed with."""
+    if cost.method == "plain":
+        return "plain"
+    way = " in one pass" if cost.method == "parallel" else ""
+    return f"K={cost.num_speculative_tokens}{way}" if cost.num_speculative_tokens else f"nothing drafted{way}"
 
 
 def _told(found: Measurements, concurrency: int) -> str:
     """Step costs at one concurrency in a line."""
     steps = [
-        f"K={cost.num_speculative_tokens}{' in one pass' if cost.method == 'parallel' else ''}: {1000 * cost.seconds:.1f}"
+        f"{_setting(cost)}: {1000 * cost.seconds:.1f}"
         for cost in found.costs
         if cost.concurrency == concurrency and cost.method != "verify"
     ]

@@ -143,6 +143,15 @@ class Serving:
                 ) from error
 
 
+def drafted_directly(method: Method, options: EngineOptions) -> bool:
+    """Whether our own proposer would run a method's draft in such an engine, and not the engine's own."""
+    settings = EngineSettings(
+        model=Path(), log_file=Path(), speculative_config=method.speculative_config,
+        extra_args=(*options.extra_args, *method.engine_args),
+    )  # fmt: skip
+    return settings.drafts_directly
+
+
 FORGETTING = {
     "extra_args": ("--worker-extension-cls", "server.in_engine.suffix_cache.SuffixCacheExtension"),
     "environment": {"VLLM_SERVER_DEV_MODE": "1"},
@@ -186,4 +195,9 @@ def serving(target: Path, methods: Sequence[Method], folder: Path, options: Engi
             name: stack.enter_context(background_gateway(engine.url, MODEL, name if name in speculating else None))
             for name, engine in engines.items()
         }
-        yield Serving(urls, {method.name: engines[method.name].url for method in methods if method.learns})
+        try:
+            yield Serving(urls, {method.name: engines[method.name].url for method in methods if method.learns})
+        except EngineError:  # of an answer that did not come; where an engine has ended, its own last words say more
+            for engine in engines.values():
+                engine.check_alive("while it was measured")
+            raise

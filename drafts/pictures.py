@@ -95,7 +95,8 @@ def _by_batch_size(axis: Any, choice: Choice) -> None:
     """What was chosen over the number of requests, beside the draft's best or suffix decoding, whichever was not."""
     picked = choice.by_concurrency
     at = {(c.way, c.concurrency, c.num_speculative_tokens): c.speedup for c in choice.considered}
-    gained = [at[choice.way, n, k] if k else 1.0 for n, k in picked.items()]
+    nothing = choice.num_speculative_tokens is None
+    gained = [1.0 if nothing else at.get((choice.way, n, k), 1.0) for n, k in picked.items()]
     looked_up = [c for c in choice.considered if c.way == "suffix"]
     own, other = ("suffix", "draft") if choice.way == "suffix" else ("draft", "suffix")
     chosen = f"chosen: {SUFFIX}" if own == "suffix" else "chosen"

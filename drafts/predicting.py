@@ -8,8 +8,9 @@ A pure function of measurements. For K = num_speculative_tokens, n requests at a
     speed-up = (L * plain step + n * r) / (L / tau(K) * step(K) + n * r')
 
 L, r and r' are those of the kind of prompt; r and r' are the times to the first token, without and with a draft: an engine reads
-the prompts of requests that share a step one after another, and a draft has to read them too. Where the costs of a step come
-from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
+the prompts of requests that share a step one after another, and a draft has to read them too. With K = 0 nothing is drafted: our
+own proposer then does nothing, but vLLM's runs the draft over the new tokens all the same, which is timed by itself. Where the
+costs of a step come from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
 """
 
 from __future__ import annotations
@@ -46,19 +47,27 @@ def plain_cost(costs: Sequence[StepCost], concurrency: int) -> StepCost:
     return found[0]
 
 
-def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
-    """Seconds of a step with K draft tokens: on the line through the smallest and the largest measured K.
+def idles(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") -> bool:
+    """Whether a step in which a loaded draft proposes nothing was timed, because it is not free."""
+    return any(cost.num_speculative_tokens == 0 for cost in _costs(costs, way, concurrency))
 
-    Never less than a plain step, which a noisy line would otherwise promise at small K.
+
+def step_seconds(costs: Sequence[StepCost], num_speculative_tokens: int, concurrency: int, way: Way = "draft") -> float:
+    """Seconds of a step with K draft tokens: on the line through the smallest and the largest measured K from 1 up.
+
+    Never less than a plain step, which a noisy line would otherwise promise at small K. No draft tokens cost what was timed, and
+    nothing where it was not.
     """
-    measured = [(cost.num_speculative_tokens, cost.seconds) for cost in _costs(costs, way, concurrency)]
-    if len({k for k, _ in measured}) < 2:
+    plain, measured = plain_cost(costs, concurrency).seconds, _costs(costs, way, concurrency)
+    if num_speculative_tokens == 0:
+        return max([plain, *(cost.seconds for cost in measured if cost.num_speculative_tokens == 0)])
+    steps = [(cost.num_speculative_tokens, cost.seconds) for cost in measured if cost.num_speculative_tokens]
+    if len({k for k, _ in steps}) < 2:
         raise InputError(
             f"measurements: steps at two different num_speculative_tokens are needed at concurrency {concurrency}"
         )
-    (k0, s0), (k1, s1) = measured[0], measured[-1]
-    on_line = s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0)
-    return max(on_line, plain_cost(costs, concurrency).seconds)
+    (k0, s0), (k1, s1) = steps[0], steps[-1]
+    return max(plain, s0 + (s1 - s0) * (num_speculative_tokens - k0) / (k1 - k0))
 
 
 def cost_split(costs: Sequence[StepCost], concurrency: int, way: Way = "draft") -> CostSplit | None:
@@ -91,7 +100,7 @@ def answered_sooner(later: float, length: float, plain: tuple[float, float], dra
 
 def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_tokens: int, concurrency: int) -> float:
     """Expected speed-up of one kind of traffic."""
-    if num_speculative_tokens == 0:
+    if num_speculative_tokens == 0 and not idles(measurements.costs, concurrency, acceptance.way):
         return 1.0
     plain = plain_cost(measurements.costs, concurrency).seconds
     step = step_seconds(measurements.costs, num_speculative_tokens, concurrency, acceptance.way)

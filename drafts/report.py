@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, BinaryIO
 
 from drafts.methods import own_name
 from drafts.pictures import draw_acceptance, draw_by_concurrency, draw_comparison, draw_costs
 from drafts.table import HEADS, in_order, table_cells
+from drafts.ties import describe_differences
 
 DRIFT = 0.10
 """Served and predicted speed-ups that differ by more than this share are pointed out."""
@@ -22,6 +23,8 @@ p.lead { font-size: 1.1rem } .note { color: #5c6773; font-size: .9rem }
 img { max-width: 100% } table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e2e6ea; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } tr.first td { border-top: 2px solid #b8c0c8 }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem }
+dt { font-weight: 600 } dd { margin: 0 }
 pre { background: #f5f7f9; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem }
 """
 
@@ -84,6 +87,66 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "</table>"
 
 
+METHODS = {
+    "plain": "the target alone, one token a step",
+    "ngram": "no draft: proposes what followed the same few tokens earlier in prompt and answer",
+    "suffix": "no draft: proposes what followed the longest match in this or an earlier answer; begins every load with an empty memory",
+    "draft": "the pair as it was chosen",
+    "draft_parallel": "a draft that proposes all its tokens in one pass",
+    "draft_sequential": "the pair's draft, one token after another",
+    "draft_greedy": "a draft that proposes its likeliest tokens at any temperature",
+    "sibling": "a small model that was not cut out of the target",
+}  # fmt: skip
+"""What the methods are, for whoever has not read the documentation."""
+
+COLUMNS = {
+    "T": "temperature; 0 is greedy",
+    "ttft ms": "time to the first token, median",
+    "speed-up": "over plain in the same turns, in brackets the range of single turns",
+    "predicted": "what was expected when the pair was chosen",
+    "w/o loops": "the speed-up without prompts whose output repeats itself",
+    "accept.": "share of draft tokens that the target accepts",
+    "length": "tokens that a step with draft tokens brings on average, the target's own included",
+    "identical": "greedy outputs that are plain's, letter for letter",
+    "looping": "outputs that repeat themselves",
+}
+"""What the columns of the table are."""
+
+
+def _terms(meanings: Mapping[str, str]) -> str:
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in meanings.items())
+    return f"<dl>{lines}</dl>"
+
+
+def _methods(record: dict[str, Any]) -> dict[str, str]:
+    """What each method of the comparison is, and how long its draft was trained."""
+    trained, found = record.get("trained", {}), {}
+    for name in dict.fromkeys(row["method"] for row in in_order(record["rows"])):
+        spent = trained.get(name, {})
+        training = f", trained for {spent['train_seconds']:,.0f} s" if spent.get("train_seconds") else ""
+        found[name] = METHODS.get(name, "another draft of the target, given to this comparison") + training
+    return found
+
+
+def _caveats(record: dict[str, Any]) -> list[str]:
+    """What a reader should know of the outputs: differences from plain, unseen prompts, the target's own sampling parameters."""
+    found = []
+    if "differing_outputs" in record:
+        found.append(describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")))
+    if "training_prompts" in record:
+        checked = record["training_prompts"] is not None
+        found.append(
+            "No prompt, and no file that prompts were made from, is among the draft's training prompts (checked)." if checked
+            else "Whether the draft has seen these prompts in training was not checked: no --training-prompts were given."
+        )  # fmt: skip
+    if record.get("sampling_defaults"):
+        told = ", ".join(f"{name} {value:g}" for name, value in record["sampling_defaults"].items())
+        found.append(
+            f"The target's generation_config.json sets {told} for requests that do not say otherwise, as here."
+        )
+    return found
+
+
 def _loops(rows: Sequence[dict[str, Any]]) -> str:
     """Share of looping outputs by kind and temperature, for the plain target."""
     plain = [row for row in rows if row["method"] == "plain"]
@@ -110,6 +173,13 @@ def _examples(examples: Sequence[dict[str, Any]]) -> list[str]:
     return parts
 
 
+def _lead(record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What comes of it in a few sentences."""
+    if "speculative_config" in record and record["speculative_config"] is None:
+        return ["The pair was chosen to be served without a draft: its speed is plain's."]
+    return verdict(rows, own_name(record.get("speculative_config")))
+
+
 def html(record: dict[str, Any]) -> str:
     """The page for what ``compare`` wrote.
 
@@ -123,13 +193,15 @@ def html(record: dict[str, Any]) -> str:
     drafted = any(sum(row["acceptance_histogram"]) for row in rows if row["method"] != "ngram")
     hardware, size = record["hardware"], record["settings"]["block_size"]
     turn = "prompt" if size == 1 else f"{size} prompts"
+    in_turns = record.get("in_turns", True)
+    order = f"methods taking turns after every {turn}" if in_turns else "one method after the other"
     body = [
         "<h1>What the draft gains</h1>",
         _paragraph(
-            f"{record['date']}, {hardware['cpu']}, {hardware['cores']} cores. Through the gateway, methods taking turns "
-            f"after every {turn}, computing in {record.get('dtype', 'bfloat16')}.", "note",
+            f"{record['date']}, {hardware['cpu']}, {hardware['cores']} cores. Through the gateway, {order}, computing in "
+            f"{record.get('dtype', 'bfloat16')}.", "note",
         ),
-        *(_paragraph(line, "lead") for line in verdict(rows, own_name(record.get("speculative_config")))),
+        *(_paragraph(line, "lead") for line in _lead(record, rows)),
         _section(
             "Speed-up over plain decoding",
             _image(lambda file: draw_comparison(rows, file), "speed-up by method, kind and concurrency"),
@@ -159,7 +231,9 @@ def html(record: dict[str, Any]) -> str:
             "The column w/o loops leaves those prompts out."
         )),
         _section("Where the draft fails", *_examples(record["examples"])) if record.get("examples") else "",
-        _section("All figures", _table(rows)),
+        _section("Outputs and prompts", *map(_paragraph, caveats)) if (caveats := _caveats(record)) else "",
+        _section("Methods", _terms(_methods(record))),
+        _section("All figures", _table(rows), _terms(COLUMNS)),
     ]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What the draft gains</title>'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from drafts.cells import Cell, faster, groups
+from drafts.blocks import Cell
+from drafts.cells import faster, groups
 from drafts.measurements import Served
 
 

@@ -109,9 +109,11 @@ class Drafter:
         self.forget_all_but([])
 
     def forget_all_but(self, request_ids: Sequence[str]) -> None:
-        """Frees the slots of requests that are gone."""
+        """Frees the slots of requests that are gone; a cache that a long one has blown up is given back once nobody uses it."""
         for request_id in self._sequences.keys() - set(request_ids):
             del self._sequences[request_id]
+        if not self._sequences:
+            self._network.release(self._max_positions // 4)
 
     def draft(self, rows: Sequence[Row], count: int) -> tuple[dict[str, list[int]], Tensor | None]:
         """``count`` draft tokens for each row that is worth it and that the cache has room for; fewer where its answer ends before.
@@ -271,6 +273,7 @@ def attach() -> None:
     propose_draft_token_ids.direct = True  # type: ignore[attr-defined]
     GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids
     GPUModelRunner._sample = sampling_plainly(sampling)
+    GPUModelRunner._calc_spec_decode_metadata = indexing_plainly(GPUModelRunner._calc_spec_decode_metadata)
 
 
 def sampling_plainly(sampling: Any) -> Any:
@@ -284,3 +287,22 @@ def sampling_plainly(sampling: Any) -> Any:
         return sampling(self, logits, None if nothing_to_judge else drafted)
 
     return _sample
+
+
+def indexing_plainly(indexing: Any) -> Any:
+    """The model runner's ``_calc_spec_decode_metadata``, which looks for draft tokens only where there are some.
+
+    Otherwise the last token of each request is the one to sample after, as in plain decoding; nothing else is read then.
+    """
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+    def _calc_spec_decode_metadata(self: Any, num_draft_tokens: Any, cu_num_scheduled_tokens: Any) -> Any:
+        if num_draft_tokens.any():
+            return indexing(self, num_draft_tokens, cu_num_scheduled_tokens)
+        last, none = torch.from_numpy(cu_num_scheduled_tokens - 1).to(self.device), torch.empty(0, dtype=torch.int32)
+        return SpecDecodeMetadata(
+            draft_token_ids=none, num_draft_tokens=num_draft_tokens.tolist(), cu_num_draft_tokens=none, cu_num_sampled_tokens=none,
+            target_logits_indices=none, bonus_logits_indices=none, logits_indices=last,
+        )  # fmt: skip
+
+    return _calc_spec_decode_metadata

@@ -146,6 +146,13 @@ class DraftNetwork:
         self._grow(*(roomy if at_most is None or roomy[0] * roomy[1] <= at_most else (slots, positions)))
         return True
 
+    def release(self, above: int) -> None:
+        """Gives the cache back, and what is in it, where it holds more than ``above`` slots times positions."""
+        if self._slots * self._positions > above:
+            self._slots = self._positions = 0
+            self._keys = self._values = self._cosines = self._sines = torch.empty(0)
+            self._cache = None
+
     @torch.inference_mode()
     def _grow(self, slots: int, positions: int) -> None:
         grown = torch.zeros(2, self.num_layers, slots, self.num_kv_heads, self.head_dim, positions)

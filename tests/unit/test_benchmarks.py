@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.draft import joined
-from benchmarks.render import lever_cells, levers, off
+from benchmarks.comparison_render import off
+from benchmarks.draft import joined, lever_rows, tokens_at_one
+from benchmarks.levers_render import lever_cells, levers, shapes
 from drafts.training import RecoverSettings
 
 ROOT = Path(__file__).parents[2]
@@ -37,47 +38,84 @@ def served(method: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def alone(
+    method: str, kind: str, temperature: float, tpot: float, length: float | None, speedup: float
+) -> dict[str, Any]:
+    return {
+        **served(method), "kind": kind, "temperature": temperature, "tpot_s": tpot, "mean_acceptance_length": length,
+        "speedup": speedup,
+    }  # fmt: skip
+
+
+def of_shapes(**folders: str) -> dict[str, Any]:
+    """A comparison at one request: plain, a draft whose step takes 1.4 plain ones, and one whose step takes 1.8."""
+    rows = [
+        alone(method, kind, t, tpot, length, speedup)
+        for kind in ("chat", "code")
+        for t in (0.0, 1.0)
+        for method, tpot, length, speedup in (
+            ("plain", 0.02, None, 1.0),
+            ("two", 0.014, 2.0, 1.3),
+            ("three", 0.018, 2.0, 1.1),
+        )
+    ]
+    return {"settings": {"drafts": folders}, "rows": rows}
+
+
+SHAPES = of_shapes(two="build/drafts/recipe", three="build/drafts/deeper")
+
+
 @pytest.fixture
-def result(tmp_path: Path) -> dict[str, Any]:
-    (sibling := tmp_path / "sibling").mkdir()
-    (sibling / "run.json").write_text('{"position": {"seconds": 240.3, "tokens": 9500}}')
-    (tmp_path / "run.json").write_text('{"position": {"seconds": 240.1, "tokens": 9000}}')
+def result() -> dict[str, Any]:
     sweep = [
         swept("recipe", {}, [0, 6], 2.0),
         swept("deeper", {"prune": {"layers": [0, 3, 6]}}, [0, 3, 6], 2.5),
         swept("narrow", {"prune": {"mlp_width": 8}}, [0, 6], 1.7),
+        swept("longer", {"recover": {"tokens": 9000}}, [0, 6], 2.2),
         swept("sibling from scratch", {"recover": {"from_scratch": True}}, [0, 6], 1.6),
     ]
-    record = dict.fromkeys(("inputs", "date", "git_revision", "enforce_eager")) | {
-        "settings": {"max_tokens": 8, "repeats": 1, "seed": 0, "drafts": {"sibling": str(sibling)}},
+    record = dict.fromkeys(("inputs", "date", "git_revision", "enforce_eager", "choice")) | {
+        "settings": {"max_tokens": 8, "repeats": 1, "seed": 0, "drafts": {"sibling": "build/sibling"}},
         "versions": {"vllm": "1", "torch": "2"},
         "hardware": {"cpu": "c", "cores": 2, "memory_gib": 4},
         "rows": [served(method) for method in ("plain", "sibling", "recipe", "draft")],
-        "speculative_config": {"method": "draft_model", "num_speculative_tokens": 2, "model": str(tmp_path)},
-        "choice": {"costs": [{"concurrency": 4, "steps": [9.0, 9.0]}, {"concurrency": 1, "steps": [1.3, 1.4]}]},
+        "speculative_config": {"method": "draft_model", "num_speculative_tokens": 2},
+        "trained": {
+            "draft": {"train_seconds": 240.1, "train_tokens": 9000}, "sibling": {"train_seconds": 240.3, "train_tokens": 9500}
+        },
     }  # fmt: skip
     swept_on = {"hardware": {"cpu": "another", "cores": 4, "memory_gib": 8}, "date": "2026-01-02T03:04:05+00:00"}
-    return {**joined(sweep, record), "sweep": swept_on}
+    return {**joined(sweep, record, SHAPES), "sweep": swept_on}
 
 
-def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_where_the_shape_is_the_served_one(
+def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_where_one_of_their_shape_was_served(
     result: dict[str, Any],
 ) -> None:
     rows = {
         r["lever"]: r for r in result["rows"] if "num_positions" in r and (r["kind"], r["temperature"]) == ("code", 0.0)
     }
     assert {name: row["mean_acceptance_length"] for name, row in rows.items()} == {
-        "recipe": 2.0, "deeper": 2.5, "narrow": 1.7, "sibling from scratch": 1.6
+        "recipe": 2.0, "deeper": 2.5, "narrow": 1.7, "longer": 2.2, "sibling from scratch": 1.6
     }  # fmt: skip
     assert rows["recipe"]["predicted_speedup"] == pytest.approx((20 * 0.02 + 0.05) / (20 / 2.0 * 1.4 * 0.02 + 0.05))
+    assert rows["longer"]["predicted_speedup"] == pytest.approx((20 * 0.02 + 0.05) / (20 / 2.2 * 1.4 * 0.02 + 0.05))
+    assert rows["deeper"]["predicted_speedup"] == pytest.approx((20 * 0.02 + 0.05) / (20 / 2.5 * 1.8 * 0.02 + 0.05))
+    assert rows["narrow"]["predicted_speedup"] is None, "no draft as narrow was served"
+    assert {name: row["speedup"] for name, row in rows.items() if row["speedup"]} == {"recipe": 1.3, "deeper": 1.1}
     served_one = next(r for r in result["rows"] if r["method"] == "draft" and "num_positions" not in r)
     assert served_one["predicted_speedup"] == rows["recipe"]["predicted_speedup"]
-    assert rows["deeper"]["predicted_speedup"] is rows["narrow"]["predicted_speedup"] is None
     assert rows["sibling from scratch"]["method"] == "sibling"
     assert [(r["method"], r["lever"], r["train_seconds"]) for r in result["rows"] if "num_positions" not in r] == [
         ("plain", None, None), ("sibling", "from scratch, as long", 240.3), ("draft", "recipe", 60.4),
         ("chosen", "the reference build", 240.1),
     ]  # fmt: skip
+
+
+def test_one_lever_of_each_shape_has_a_line_with_its_step_and_speed(result: dict[str, Any]) -> None:
+    assert shapes(result).splitlines()[2:] == [
+        "| recipe | 2 | 1.40 (1.40–1.40) | 2.00 / 2.00 | 1.30 / 1.30 | 2.00 / 2.00 | 1.30 / 1.30 |",
+        "| deeper | 3 | 1.80 (1.80–1.80) | 2.00 / 2.00 | 1.10 / 1.10 | 2.00 / 2.00 | 1.10 / 1.10 |",
+    ]
 
 
 def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict[str, Any]) -> None:
@@ -87,16 +125,17 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert "Trained on another, 4 cores, 8 GiB, 2026-01-02." in text
     rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
     assert lever_cells(rows) == [
-        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "–"
+        "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "1.36",
+        "1.30", "1.30",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("config", "own"), [(None, "plain"), ({"method": "suffix"}, "suffix")])
 def test_what_was_chosen_has_rows_as_chosen_also_where_it_is_no_draft(config: dict[str, Any] | None, own: str) -> None:
     keys = ("inputs", "date", "git_revision", "enforce_eager", "versions", "hardware", "choice")
-    record = dict.fromkeys(keys) | {"settings": {"drafts": {}}}
+    record = dict.fromkeys(keys) | {"settings": {"drafts": {}, "num_speculative_tokens": 2}}
     rows = [served(method) for method in ("plain", "suffix", "sibling")]
-    made = joined([swept("recipe", {}, [0, 6], 2.0)], {**record, "rows": rows, "speculative_config": config})
+    made = joined([swept("recipe", {}, [0, 6], 2.0)], {**record, "rows": rows, "speculative_config": config}, SHAPES)
     methods = [row["method"] for row in made["rows"] if "num_positions" not in row]
     assert sorted(methods) == ["chosen", "plain", "sibling", "suffix"]
     assert methods[methods.index(own) + 1] == "chosen"
@@ -113,17 +152,42 @@ def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> 
     both = swept("in one pass", {}, [0, 6], 2.0)
     both["figures"] = [{**figures, "parallel_lengths": [1.5, 1.8, 1.9]} for figures in both["figures"]]
     record = {**result, "rows": [served("draft_parallel")]}
-    made = joined([both], record)
+    made = joined([both], record, of_shapes(four="build/drafts/recipe", draft_parallel="build/drafts/in-one-pass"))
     lengths = {row["method"]: row["mean_acceptance_length"] for row in made["rows"] if "num_positions" in row}
     assert lengths == {"draft": 2.0, "draft_parallel": 1.8}
-    assert all(row["predicted_speedup"] is None for row in made["rows"] if row["method"] == "draft_parallel")
-    assert made["rows"][-1]["train_tokens"] == 2000
+    assert made["rows"][-1]["lever"] is None, "no folder is told here"
     assert "in one pass, all at once" in levers({**made, "sweep": result["sweep"]})
 
 
-def test_the_sibling_is_trained_with_the_built_drafts_settings() -> None:
+def test_a_draft_for_one_pass_is_predicted_and_served_in_that_way_only() -> None:
+    both = swept("in one pass", {"recover": {"parallel_tokens": 2}}, [0, 6], 2.0)
+    both["figures"] = [{**figures, "parallel_lengths": [1.5, 1.8, 1.9]} for figures in both["figures"]]
+    comparison = of_shapes(two="build/drafts/recipe", draft_parallel="build/drafts/in-one-pass")
+    for row in comparison["rows"]:
+        row["method"] = {"three": "draft_parallel"}.get(row["method"], row["method"])
+    record = {"speculative_config": {"method": "draft_model", "num_speculative_tokens": 2}}
+    made = lever_rows([swept("recipe", {}, [0, 6], 2.0), both], record, comparison)
+    of = {(row["lever"], row["method"]): row for row in made if (row["kind"], row["temperature"]) == ("code", 0.0)}
+    assert of["in one pass", "draft"]["predicted_speedup"] == of["recipe", "draft"]["predicted_speedup"]
+    assert of["in one pass", "draft"]["speedup"] is None
+    assert of["in one pass", "draft_parallel"]["speedup"] == 1.1
+    expected = (20 * 0.02 + 0.05) / (20 / 1.8 * 1.8 * 0.02 + 0.05)
+    assert of["in one pass", "draft_parallel"]["predicted_speedup"] == pytest.approx(expected)
+
+
+def test_the_drafts_beside_the_built_one_are_trained_with_its_settings() -> None:
     recipe = yaml.safe_load((ROOT / "recipes" / "reference.yaml").read_text())["recover"]
-    (command,) = re.findall(r"\) recover (.*?)\n\t\$", (ROOT / "Makefile").read_text(), re.DOTALL)
-    given = {name: yaml.safe_load(value) for name, value in re.findall(r"--set (\w+)=(\S+)", command)}
-    assert given.pop("from_scratch") is True
+    makefile = (ROOT / "Makefile").read_text()
+    (as_long,) = re.findall(r"^AS_LONG := (.*)$", makefile, re.MULTILINE)
+    given = {name: yaml.safe_load(value) for name, value in re.findall(r"--set (\w+)=(\S+)", as_long)}
     assert RecoverSettings(**given) == RecoverSettings(**recipe)
+    assert len(re.findall(r"\) recover .*\$\(AS_LONG\)", makefile)) == len(re.findall(r"\) recover ", makefile)) == 2
+
+
+def test_drafts_are_judged_with_the_number_of_tokens_that_they_were_served_with_at_one_request() -> None:
+    config = {"method": "draft_model", "num_speculative_tokens": 6}
+    assert tokens_at_one({"speculative_config": config}) == 6
+    schedule = [[1, 2, 4], [3, 8, 6]]
+    assert tokens_at_one({"speculative_config": {**config, "num_speculative_tokens_per_batch_size": schedule}}) == 4
+    for other in (None, {"method": "suffix", "num_speculative_tokens": 8}):
+        assert tokens_at_one({"speculative_config": other, "settings": {"num_speculative_tokens": 3}}) == 3

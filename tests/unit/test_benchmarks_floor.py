@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.floor import rows_of
 from benchmarks.floor_render import AGAIN, IN_STEP, floor, verdict
-from drafts.cells import Cell, Condition
+from drafts.blocks import Cell, Condition
 from drafts.client import Answer
 
 BUSY = Condition("code", 8, 0.0)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import drafts.cells as module
-from drafts.cells import Asking, Block, Cell, Condition
+import drafts.asking as module
+from drafts.asking import Asking
+from drafts.blocks import Block, Cell, Condition
 from drafts.methods import EngineOptions, Method, Serving
 
 

@@ -3,7 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from drafts.cells import Cell, Condition, acceptance, blocks_of, conditions_of, differing, histogram, rows_of, run_cells
+from drafts.asking import run_cells
+from drafts.blocks import Cell, Condition, blocks_of, conditions_of
+from drafts.cells import acceptance, differing, histogram, rows_of
 from drafts.client import Answer, Sampling, Speculation, parse_speculation
 from drafts.prompts import Prompt
 from drafts.table import render
@@ -61,7 +63,7 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
         asked.append((url, [prompt.prompt or "" for prompt in prompts], sampling.seed))
         return [answer(prompt.id, "x", 1.0) for prompt in prompts], 1.0
 
-    monkeypatch.setattr("drafts.cells.ask_all", ask_all)
+    monkeypatch.setattr("drafts.asking.ask_all", ask_all)
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(5)]
     urls = {"plain": "p", "draft": "d"}
     before: list[int] = []

@@ -145,6 +145,69 @@ def test_in_one_pass_the_number_of_tokens_is_the_same_at_all_batch_sizes_or_none
     assert choice.by_concurrency[1] == choice.by_concurrency[4] == choice.num_speculative_tokens
 
 
+def test_a_smaller_number_in_one_pass_is_not_taken_because_many_batch_sizes_draft_nothing() -> None:
+    """Only alone does it pay. Of five sizes four are plain either way, which must not hide what is lost at the first."""
+    saturated = [(n, 0.05, 0.09) for n in (2, 4, 8, 16)]
+    choice = choose(in_one_pass((1, 0.0112, 0.0112), *saturated), ChooseSettings())
+    at = {c.num_speculative_tokens: c.speedup for c in choice.considered if c.concurrency == 1}
+    taken = choice.by_concurrency[1]
+    assert at[taken] >= 0.98 * max(at.values()) > 1.02 * at[1]
+
+
+def test_a_gain_in_one_pass_that_is_had_alone_is_taken_however_many_sizes_draft_nothing() -> None:
+    """1.05x at one of five sizes is 1.01x over all: above one number that pays nowhere, though by less than the indifference."""
+    saturated = [(n, 0.05, 0.09) for n in (2, 4, 8, 16)]
+    choice = choose(in_one_pass((1, 0.020, 0.0312), *saturated), ChooseSettings())
+    at = {c.num_speculative_tokens: c.speedup for c in choice.considered if c.concurrency == 1}
+    assert 1.03 <= max(at.values()) < 1.10
+    assert choice.num_speculative_tokens is not None
+    assert choice.by_concurrency == {1: choice.num_speculative_tokens, 2: 0, 4: 0, 8: 0, 16: 0}
+
+
+def idle(concurrency: int, seconds: float) -> StepCost:
+    """A step of an engine whose own proposer runs the draft though it proposes nothing."""
+    return StepCost(
+        method="draft", concurrency=concurrency, num_speculative_tokens=0, seconds=seconds, low=seconds, high=seconds
+    )
+
+
+def test_where_drafting_nothing_costs_something_its_speed_is_that_of_the_measured_step() -> None:
+    steps = (idle(1, 0.0101), *SATURATED, idle(16, 0.0101))
+    choice = choose(measurements(MIDDLING, *steps), ChooseSettings())
+    assert choice.by_concurrency[1] > 0
+    assert choice.by_concurrency[16] == 0
+    assert choice.expected is not None
+    assert {p.concurrency: p.speedup for p in choice.expected.predictions}[16] == pytest.approx(1 / 1.01)
+    assert (
+        "16 at a time: no draft tokens, 0.99x, as the engine's own proposer runs the draft all the same"
+        in choice.reason
+    )
+    free = choose(measurements(MIDDLING, *SATURATED), ChooseSettings())
+    assert choice.gain == pytest.approx(free.gain * (1 / 1.01) ** 0.5)
+
+
+def test_a_draft_that_slows_the_engine_down_where_it_proposes_nothing_is_not_taken() -> None:
+    costly = measurements(MIDDLING, idle(1, 0.0115), *SATURATED, idle(16, 0.0115))
+    choice = choose(costly, ChooseSettings())
+    assert choice.num_speculative_tokens is None
+    assert choice.gain == 1.0
+    assert (
+        "16 at a time: drafting nothing would give 0.87x, as the engine's own proposer runs the draft" in choice.reason
+    )
+    assert "0.98x is the floor (--set floor=…)" in choice.reason
+    allowed = choose(costly, ChooseSettings(floor=0.8))
+    assert allowed.by_concurrency[1] > 0 == allowed.by_concurrency[16]
+
+
+def test_a_draft_token_that_keeps_the_floor_is_drafted_where_drafting_nothing_does_not() -> None:
+    """At sixteen one token gains 1 %: less than is asked for, but a loaded draft that proposes nothing loses 13 %."""
+    steps = costs(16, plain=0.010, small=0.0215, large=0.0403)
+    choice = choose(measurements(MIDDLING, idle(1, 0.0115), *steps, idle(16, 0.0115)), ChooseSettings())
+    at = {c.num_speculative_tokens: c.speedup for c in choice.considered if c.concurrency == 16}
+    assert 0.98 <= max(at.values()) < 1.03
+    assert at[choice.by_concurrency[16]] == max(at.values()) > at[0]
+
+
 def test_where_no_way_pays_the_better_one_is_told_of() -> None:
     base = measurements(USELESS)
     parallel = in_one_pass((1, 0.02, 0.03))

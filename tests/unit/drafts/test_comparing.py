@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from drafts import methods
-from drafts.comparing import methods_of
+from drafts.comparing import methods_of, sampling_defaults, trained
 from server.pair import Pair, ServingFile
 from stages.errors import InputError
 
@@ -71,11 +71,16 @@ def test_a_draft_for_one_pass_can_stand_beside_a_pair_that_has_none(tmp_path: Pa
     with pytest.raises(InputError, match="was not trained to propose tokens in one pass"):
         methods_of(DRAFTED, {"draft_parallel": tmp_path})
     (tmp_path / "config.json").write_text('{"pard_token": 7}')
-    schedule = {"num_speculative_tokens_per_batch_size": [[1, 2, 3], [3, 4, 1]]}
+    schedule = {"num_speculative_tokens_per_batch_size": [[1, 2, 3], [3, 4, 1], [5, 8, 0]]}
     scheduled = pair({**DRAFTED.serving.speculative_config, **schedule})  # type: ignore[dict-item]
     configs = {m.name: m.speculative_config or {} for m in methods_of(scheduled, {"draft_parallel": tmp_path})}
-    assert not schedule.keys() & configs["draft_parallel"].keys()
-    assert schedule.keys() <= configs["draft"].keys()
+    at_once, one_by_one = (
+        configs[name]["num_speculative_tokens_per_batch_size"] for name in ("draft_parallel", "draft")
+    )
+    assert (at_once, one_by_one) == (
+        [[1, 2, 3], [3, 4, 3], [5, 8, 0]],
+        schedule["num_speculative_tokens_per_batch_size"],
+    )
     assert configs["draft_parallel"]["parallel_drafting"] is True
     assert "parallel_drafting" not in configs["draft"]
     own = pair({"method": "draft_model", "num_speculative_tokens": 3}).model_copy(update={"draft": tmp_path})
@@ -105,3 +110,18 @@ def test_other_drafts_are_compared_with_a_pair_that_has_none_too(tmp_path: Path)
     assert config is not None
     assert (config["method"], config["model"], config["num_speculative_tokens"]) == ("draft_model", str(tmp_path), 3)
     assert "draft" not in found
+
+
+def test_what_the_target_sets_for_requests_that_say_nothing_is_told(tmp_path: Path) -> None:
+    assert sampling_defaults(tmp_path, ()) == {}
+    (tmp_path / "generation_config.json").write_text(
+        '{"top_k": 20, "top_p": 1.0, "repetition_penalty": 1.1, "eos_token_id": 2}'
+    )
+    assert sampling_defaults(tmp_path, ()) == {"top_k": 20, "repetition_penalty": 1.1}
+    assert sampling_defaults(tmp_path, ("--generation-config", "vllm")) == {}
+
+
+def test_what_a_draft_was_trained_for_is_read_where_it_is_known(tmp_path: Path) -> None:
+    assert trained(tmp_path) == {"train_seconds": None, "train_tokens": None}
+    (tmp_path / "run.json").write_text('{"position": {"seconds": 240.3, "tokens": 9500}}')
+    assert trained(tmp_path) == {"train_seconds": 240.3, "train_tokens": 9500}

@@ -1,8 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from drafts.cells import Cell, Condition, rows_of
+from drafts.blocks import Cell, Condition
+from drafts.cells import rows_of
 from drafts.client import Answer, Speculation
 from drafts.measurements import ALL
 from drafts.measuring import (
@@ -11,10 +13,12 @@ from drafts.measuring import (
     acceptances,
     blocks_for,
     found_in,
+    methods_in,
     quartiles,
     relative_to_plain,
     step_seconds,
 )
+from drafts.methods import EngineOptions
 from drafts.prompts import Prompt
 from stages.errors import EngineError
 
@@ -76,6 +80,33 @@ def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> N
     assert table["verify", 4, 6] == pytest.approx(0.08)
     assert table["draft", 4, 2] == pytest.approx(0.12)
     assert [(a.kind, a.histogram) for a in found.acceptances] == [("code", (4, 2, 2, 2, 0, 0, 0))]
+
+
+def test_an_engine_with_a_draft_that_proposes_nothing_is_timed_where_there_is_one() -> None:
+    settings = MeasureSettings(concurrencies=(1,), num_speculative_tokens=(2, 6))
+    cells = []
+    for place, method in enumerate(("plain", "verify", "draft-small", "draft-large")):
+        cells += cell(answer(0.1 * (1 + place)), answer(0.1 * (1 + place)), method=method)
+    nothing = replace(answer(0.12), speculation=Speculation(0, 0, 0, (0, 0, 0)))
+    cells += cell(nothing, nothing, method="draft-none")
+    (found,) = [
+        c for c in found_in(cells, settings, ["draft"]).costs if (c.method, c.num_speculative_tokens) == ("draft", 0)
+    ]
+    assert found.seconds == pytest.approx(0.012)
+
+
+def test_only_a_draft_that_the_engine_itself_runs_is_measured_with_nothing_to_propose(tmp_path: Path) -> None:
+    how, settings = EngineOptions(64, 8), MeasureSettings()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 64)
+    own = methods_in(tmp_path, "draft", settings, how)
+    assert [method.name for method in own] == ["draft-small", "draft-large"]
+    at_once = methods_in(tmp_path, "parallel", settings, how)
+    assert [method.name for method in at_once] == ["parallel-small", "parallel-large", "parallel-none"]
+    config = at_once[-1].speculative_config or {}
+    assert (config["parallel_drafting"], config["num_speculative_tokens_per_batch_size"]) == (True, [[1, 8, 0]])
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')
+    assert [method.name for method in methods_in(tmp_path, "draft", settings, how)][-1] == "draft-none"
 
 
 def test_acceptance_is_counted_by_the_kind_of_each_prompt_at_all_concurrencies() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from drafts.cells import Cell, Condition, rows_of
+from drafts.blocks import Cell, Condition
+from drafts.cells import rows_of
 from drafts.client import Answer, Speculation
 from drafts.comparing import add_predictions, failures
 from drafts.prompts import Prompt
@@ -114,3 +115,30 @@ def test_csv_has_every_row(rows: list[dict[str, Any]]) -> None:
     read = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert len(read) == len(rows)
     assert {float(row["speedup"]) for row in read} == {row["speedup"] for row in rows}
+
+
+def test_the_page_says_what_methods_and_columns_are_and_what_to_know_of_the_outputs(rows: list[dict[str, Any]]) -> None:
+    judged = {"method": "draft", "prompt_id": "1", "kind": "code", "concurrency": 1, "tie": True}
+    more = {
+        "trained": {"draft": {"train_seconds": 240.2, "train_tokens": 5}}, "training_prompts": None, "in_turns": False,
+        "sampling_defaults": {"top_k": 20, "top_p": 0.95}, "differing_outputs": [judged], "dtype": "float32",
+    }  # fmt: skip
+    page = html({**record(rows), **more})
+    assert "<dt>draft</dt><dd>the pair as it was chosen, trained for 240 s</dd>" in page
+    assert "<dt>plain</dt><dd>the target alone, one token a step</dd>" in page
+    assert "<dt>ngram</dt>" not in page, "it was not compared"
+    assert "<dt>length</dt>" in page
+    assert "1 greedy output (each prompt and method counted once) differ from plain" in page
+    assert "1 of them part at a tie of float32" in page
+    assert "was not checked: no --training-prompts" in page
+    assert "sets top_k 20, top_p 0.95 for requests" in page
+    assert "one method after the other" in page
+    calm = html({**record(rows), **more, "differing_outputs": [], "training_prompts": "hash", "in_turns": True})
+    assert "Every greedy output was identical" in calm
+    assert "(checked)" in calm
+    assert "taking turns after every 4 prompts" in calm
+
+
+def test_of_a_pair_that_is_served_without_a_draft_the_page_says_so(rows: list[dict[str, Any]]) -> None:
+    page = html({**record([row for row in rows if row["method"] == "plain"]), "speculative_config": None})
+    assert "chosen to be served without a draft" in page

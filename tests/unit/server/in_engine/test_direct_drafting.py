@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from server.in_engine.direct_drafting import (
     DirectProposer,
     Drafter,
     Row,
+    indexing_plainly,
     progress,
     sampling_plainly,
 )
@@ -234,3 +236,34 @@ def test_a_step_without_draft_tokens_is_sampled_as_plain_decoding_is(
     drafted = None if num_draft_tokens is None else SimpleNamespace(num_draft_tokens=num_draft_tokens)
     sample = sampling_plainly(lambda runner, logits, judged: (runner, logits, judged))
     assert sample("runner", "logits", drafted) == ("runner", "logits", drafted if is_judged else None)
+
+
+@pytest.mark.parametrize("drafted", [[0, 0, 0], [0, 2, 0]])
+def test_what_is_sampled_after_is_what_vllm_samples_after(drafted: list[int]) -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    runner = SimpleNamespace(
+        device=torch.device("cpu"), arange_np=numpy.arange(16), _arange_scratch=numpy.arange(16),
+        input_ids=SimpleNamespace(gpu=torch.arange(100, 109))
+    )  # fmt: skip
+    runner._get_cumsum_and_arange = partial(GPUModelRunner._get_cumsum_and_arange, runner)
+    own = indexing_plainly(GPUModelRunner._calc_spec_decode_metadata)
+    counts, scheduled = numpy.array(drafted, dtype=numpy.int32), numpy.array([5, 8, 9], dtype=numpy.int32)
+    made, expected = (
+        own(runner, counts, scheduled),
+        GPUModelRunner._calc_spec_decode_metadata(runner, counts, scheduled),
+    )
+    assert made.logits_indices.tolist() == expected.logits_indices.tolist()
+    assert made.num_draft_tokens == drafted
+    assert made.draft_token_ids.tolist() == expected.draft_token_ids.tolist() == ([106, 107] if any(drafted) else [])
+
+
+@torch.inference_mode()
+def test_a_long_request_does_not_keep_later_ones_from_being_drafted_for(folder: Path) -> None:
+    network = DraftNetwork(folder)
+    drafter = Drafter(network, cache_bytes=network.bytes_per_position * 1024)
+    long, short = ids(1, 1000)[0], ids(1, 10)[0]
+    assert drafter.draft([Row("long", long)], 4)[0].keys() == {"long"}
+    drafter.forget_all_but([])
+    rows = [Row(str(n), short) for n in range(8)]
+    assert drafter.draft(rows, 4)[0].keys() == {row.request_id for row in rows}

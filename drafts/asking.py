@@ -1,0 +1,115 @@
+"""Asks the methods of a comparison, in turns, and keeps what they answered and how fast."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drafts.blocks import Block, Cell
+from drafts.client import Sampling, ask_all
+from drafts.methods import MODEL, EngineOptions, Method, serving, settle_s
+from drafts.saved_cells import SavedCells
+from server.engine_command import cpu_build_installed
+from stages.progress import log, progress
+
+
+def run_cells(
+    urls: dict[str, str],
+    blocks: Sequence[Block],
+    max_tokens: int,
+    settle_s: float = 0.0,
+    forget: Callable[[], None] = lambda: None,
+    begin: int = 0,
+    keep: Callable[[Cell], None] = lambda _: None,
+) -> list[Cell]:
+    """Runs every block with every method, in an order of methods that shifts with every block.
+
+    Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
+    methods. Each method first answers one prompt of every kind unmeasured. Before each turn there is a pause of ``settle_s``.
+
+    Args:
+        urls: base address by method.
+        max_tokens: of an answer.
+        forget: called before the first block of every condition and repeat, within which prompts are distinct.
+        begin: the first turn that is run, the first one of a condition and repeat.
+        keep: is given every cell as soon as it is there.
+    """
+    first = list({prompt.kind: prompt for block in blocks for prompt in block.prompts}.values())
+    for url in urls.values():
+        asyncio.run(ask_all(url, MODEL, first, Sampling(16, 1.0), len(first)))
+    cells = []
+    with progress("measuring", (len(blocks) - begin) * len(urls), "cells") as advance:
+        for turn, block in list(enumerate(blocks))[begin:]:
+            if turn == 0 or not block.same_pass(blocks[turn - 1]):
+                forget()
+            drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
+            for method in rotated(list(urls), turn):
+                time.sleep(settle_s)
+                condition = block.condition
+                asked = ask_all(urls[method], MODEL, block.prompts, drawn, condition.concurrency, rate=condition.rate)
+                answers, wall = asyncio.run(asked)
+                cells.append(Cell(method, block.condition, turn, tuple(answers), wall))
+                keep(cells[-1])
+                advance(1, note=f"{method} {block.condition.kind}")
+    return cells
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What several methods are asked.
+
+    Attributes:
+        one_at_a_time: whether each method is served by itself; None: on GPUs.
+    """
+
+    blocks: tuple[Block, ...]
+    max_tokens: int
+    one_at_a_time: bool | None = None
+
+
+def serves_alone(asked: bool | None) -> bool:
+    """Whether one method is served after the other, and not all side by side: as asked, else on GPUs."""
+    return not cpu_build_installed() if asked is None else asked
+
+
+def ask_methods(
+    target: Path,
+    methods: Sequence[Method],
+    asking: Asking,
+    logs: Path,
+    options: EngineOptions,
+    saved: SavedCells | None = None,
+) -> list[Cell]:
+    """Serves the methods and runs every block with each of them: side by side, or one method after the other.
+
+    Args:
+        saved: where cells are kept as they come, and taken from where an earlier run was cut off; ``clear`` it when all is done.
+    """
+    cells: list[Cell] = []
+    for together in [[method] for method in methods] if serves_alone(asking.one_at_a_time) else [methods]:
+        names = [method.name for method in together]
+        begin = saved.keep(names, asking.blocks) if saved else 0
+        if saved and begin:
+            log(
+                f"going on where an earlier run was cut off: turn {begin + 1} of {len(asking.blocks)} of {', '.join(names)}"
+            )
+            cells += [cell for cell in saved.cells if cell.method in names]
+        if begin == len(asking.blocks):
+            continue
+        with serving(target, together, logs, options) as served:
+            keep = saved.add if saved else _forget_cell
+            cells += run_cells(served.urls, asking.blocks, asking.max_tokens, settle_s(), served.forget, begin, keep)
+    return cells
+
+
+def _forget_cell(_: Cell) -> None:
+    """Keeps nothing."""
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    """The names in order, beginning with the one at place ``by`` (modulo their number)."""
+    start = by % len(names)
+    return [*names[start:], *names[:start]]
