@@ -90,7 +90,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 METHODS = {
     "plain": "the target alone, one token a step",
     "ngram": "no draft: proposes what followed the same few tokens earlier in prompt and answer",
-    "suffix": "no draft: proposes what followed the longest match in this or an earlier answer; begins every load with an empty memory",
+    "suffix": "no draft: proposes what followed the longest match in this or an earlier answer; its memory is empty at first",
     "draft": "the pair as it was chosen",
     "draft_parallel": "a draft that proposes all its tokens in one pass",
     "draft_sequential": "the pair's draft, one token after another",
