@@ -149,14 +149,17 @@ def prune(
     from pruning.nuteprune.stage import prune_masks
     from pruning.prune import prune, prune_by_plan
     from pruning.prune_width import prune_width
-    from pruning.settings import PruneSettings, WidthSettings, read_prune_settings
+    from pruning.settings import DEPTH, PRUNE_SETTINGS, PruneSettings, WidthSettings, read_prune_settings
 
     if plan is not None:
         if set_ or config or scores or method:
             raise InputError("--plan already says what stays: leave out --method, --set, --config and --scores")
         print(f"{out}: {prune_by_plan(target, plan, out).described}")
         return
-    settings = read_prune_settings(values_from(config, set_, method=method), str(config) if config else "--set")
+    named = values_from(config, []).get("method")
+    kept = method == DEPTH and PRUNE_SETTINGS.get(str(named)) is PruneSettings  # the file says which way to remove layers
+    values = values_from(config, set_, method=None if kept else method)
+    settings = read_prune_settings(values, str(config) if config else "--set")
     if isinstance(settings, WidthSettings | NutePruneSettings):
         if scores:
             raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")

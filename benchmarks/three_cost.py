@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pruning import calibration, checkpoint, statistics
+from pruning.prune_width import make_plan
 from pruning.settings import WidthSettings
 from stages.errors import EngineError
 
@@ -31,15 +32,20 @@ def _forward(model: Any, batches: Sequence[calibration.Batch]) -> None:
 
 
 def scoring_over_forward(target: Path, settings: WidthSettings, repeats: int) -> list[float]:
-    """For each repeat the time of scoring's pass over a plain one's, one after the other."""
+    """For each repeat the time of scoring and deciding what stays over a plain pass, one after the other."""
     samples = calibration.load_samples(settings.calibration, settings.sequence_length)
     found = calibration.take(samples, checkpoint.load_tokenizer(target), settings.calibration_tokens, settings)
     model = checkpoint.load_model(target, settings.dtype, settings.device)
     _forward(model, found.batches)
+
+    def scored() -> None:
+        measured = statistics.measure(model, found.batches, lambda *_, **__: None)
+        make_plan(model, measured, settings, target_sha256="")
+
     ratios = []
     for _ in range(repeats):
         plain = _seconds(lambda: _forward(model, found.batches))
-        ratios.append(_seconds(lambda: statistics.measure(model, found.batches, lambda *_, **__: None)) / plain)
+        ratios.append(_seconds(scored) / plain)
     return ratios
 
 

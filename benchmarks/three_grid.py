@@ -75,7 +75,7 @@ class Grid(Settings):
     width_sparsities: tuple[float, ...] = (0.2, 0.3, 0.5)
     recovered: tuple[str, ...] = ("cfsp:paper",)
     recovered_sparsities: tuple[float, ...] = (0.3, 0.5)
-    recoveries: tuple[str, ...] = RANKS[:2]
+    recoveries: tuple[str, ...] = RANKS
     structured_sparsities: tuple[float, ...] = (0.2, 0.25, 0.5)
     scratch: bool = True
     served: tuple[tuple[str, float, str], ...] = (

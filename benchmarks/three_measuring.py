@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from evaluation.scores import Ratio
 from evaluation.settings import EvaluateSettings
 from pruning.checkpoint import load_tokenizer
 from pruning.settings import WidthSettings
-from stages.hashing import value_hash
+from stages.hashing import checkpoint_hash, value_hash
 
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 
@@ -61,7 +62,8 @@ class Measuring:
     def target_result(self) -> Path:
         """The target's own evaluation, made once for its settings."""
         settings = self.evaluation()
-        file = self.out / "target" / f"{value_hash(settings.model_dump(mode='json'))[:12]}.json"
+        made_from = [settings.model_dump(mode="json"), checkpoint_hash(TARGET)]
+        file = self.out / "target" / f"{value_hash(made_from)[:12]}.json"
         with alone(file):
             if not file.is_file():
                 evaluate(TARGET, file, settings)
@@ -99,7 +101,10 @@ class Measuring:
             ("overlap", [f.overlap for f in found]), ("agreement", [f.agreement for f in found]),
             ("acceptance_length", [f.acceptance_lengths[-1] for f in found]),
         ):  # fmt: skip
-            mean = sum(v * f.positions for v, f in zip(values, found, strict=True)) / positions
+            if metric == "acceptance_length":  # a step brings so many positions: steps are what the mean is over
+                mean = positions / sum(f.positions / v for v, f in zip(values, found, strict=True))
+            else:
+                mean = sum(v * f.positions for v, f in zip(values, found, strict=True)) / positions
             rows.append(row(cell, metric, mean, min(values), max(values)))
         return rows
 
@@ -145,14 +150,21 @@ class Measuring:
         ]
 
     def cost(self, cell: Cell, folder: Path) -> Rows:
-        """Wall times of the stages, and what scoring and training cost beside what they are compared with."""
-        model, pruned = self.shop.model(cell), self.shop.pruned(cell)
+        """Wall times of the stages, and what scoring and training cost beside what they are compared with.
+
+        The stages are run for it, with the machine to themselves: those of other tables may have been made beside each other.
+        """
+        shop = Workshop(self.grid, folder / "timed", shared=self.shop)
+        model, pruned = shop.model(cell), shop.pruned(cell)
         rows = [row(cell, "prune_s", seconds_of(pruned))]
         if model != pruned:
             rows.append(row(cell, "recover_s", seconds_of(model)))
+        shutil.rmtree(folder / "timed")
         if cell.method.startswith("cfsp"):
-            text = {"calibration": (self.shop.prompts,), "calibration_tokens": self.grid.calibration_tokens}
-            settings = WidthSettings(**text, dtype="float32")
+            settings = WidthSettings(
+                method="cfsp", criterion=cell.method.partition(":")[2], sparsity=cell.sparsity, calibration=(shop.prompts,),
+                calibration_tokens=self.grid.calibration_tokens, dtype="float32",
+            )  # type: ignore[arg-type]  # fmt: skip
             ratios = scoring_over_forward(TARGET, settings, self.grid.cost_repeats)
             rows.append(row(cell, "scoring_over_forward", statistics.median(ratios), min(ratios), max(ratios)))
         if cell.method == "nuteprune:numerous":

@@ -47,10 +47,13 @@ class Workshop:
 
     Args:
         out: the run's folder; stages go to ``out/stages``.
+        shared: whose answers are used; its own where not given.
     """
 
-    def __init__(self, grid: Grid, out: Path, target: Path = TARGET, prompts: Path = TRAIN):
-        self.grid, self.target, self.prompts, self._out = grid, target, prompts, out / "stages"
+    def __init__(
+        self, grid: Grid, out: Path, target: Path = TARGET, prompts: Path = TRAIN, shared: Workshop | None = None
+    ):
+        self.grid, self.target, self.prompts, self._out, self._shared = grid, target, prompts, out / "stages", shared
 
     def _folder(self, stage: str, *made_from: Any) -> Path:
         parts = [part.model_dump_json() if isinstance(part, Settings) else str(part) for part in made_from]
@@ -58,6 +61,8 @@ class Workshop:
 
     def answers(self, mode: str, seed: int, kind: str | None = None) -> Path:
         """Training data: ``direct``, the target's own answers, or ``reference``, the corpus itself."""
+        if self._shared is not None:
+            return self._shared.answers(mode, seed, kind)
         grid = self.grid
         settings = DistillSettings(
             backend="transformers", max_prompts=grid.answers, max_tokens=grid.answer_tokens, seed=seed,
@@ -112,7 +117,7 @@ class Workshop:
         return folder
 
     def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
-        """How recoveries train: cross-entropy on the answers' tokens, so that arms differ in their data alone."""
+        """How recoveries train: cross-entropy on answers and, with half the weight, prompts, so that arms differ in their data alone."""
         grid = self.grid
         values: dict[str, Any] = {
             "kl_weight": 0.0, "ce_weight": 1.0, "tokens": grid.tokens, "batch_tokens": grid.batch_tokens,
@@ -170,8 +175,9 @@ class Workshop:
 
 
 def seconds_of(folder: Path) -> float:
-    """Wall time of the stage that wrote a folder."""
+    """Wall time of the stage that wrote a folder, with what it trained before it was interrupted."""
     record = read(folder)
     if record is None:
         raise InputError(f"{folder}: has no run.json; remove the folder and run the same command again")
-    return float(record["wall_s"])
+    trained = record.get("position", {}).get("seconds") or record.get("figures", {}).get("train_s") or 0.0
+    return max(float(record["wall_s"]), float(trained))

@@ -59,7 +59,8 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
         },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
-    settings = {**budgets, "cell": cell.slug, **({"served": served} if cell.table == "speed" else {})}
+    own = {"speed": {"served": served}, "cost": {"timed": "alone"}}.get(cell.table, {})
+    settings = {**budgets, "cell": cell.slug, **own}
     tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}
     return provenance.Run("three-systems", settings, {"target": checkpoint_hash(TARGET), **prompts, **tasks}, cell.seed)
@@ -189,8 +190,24 @@ def _measured_or_why(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell,
         return f"{type(error).__name__}: {error}"
 
 
-def record_of(found: Found, cells: Sequence[Cell], grid: Grid) -> dict[str, Any]:
-    """The content of three_systems.json: rows in the cells' order, and what each cell was made with and on."""
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What a cell's folder says of where, when and with what it was measured."""
+    made = provenance.read(folder)
+    if made is None:
+        return {}
+    hardware = made["hardware"]
+    return {
+        "cpu": hardware["cpu"], "gpus": hardware.get("gpus", []), "torch": made["versions"].get("torch"),
+        "date": made["date"][:10], "git_revision": made["git_revision"],
+    }  # fmt: skip
+
+
+def record_of(found: Found, cells: Sequence[Cell], grid: Grid, out: Path) -> dict[str, Any]:
+    """The content of three_systems.json: rows in the cells' order, and what each cell was made with and on.
+
+    Args:
+        out: the run's folder.
+    """
     today, there = datetime.date.today().isoformat(), [cell for cell in cells if cell.slug in found.rows]
     hardware = provenance.hardware()
     here = {
@@ -198,7 +215,8 @@ def record_of(found: Found, cells: Sequence[Cell], grid: Grid) -> dict[str, Any]
         "date": today, "git_revision": provenance.git_revision(),
     }  # fmt: skip
     origins = {
-        cell.slug: found.earlier.get(cell.slug) or {"identity": value_hash(run_of(cell, grid).identity), **here}
+        cell.slug: found.earlier.get(cell.slug)
+        or {"identity": value_hash(run_of(cell, grid).identity), **here, **origin_of(out / "cells" / cell.slug)}
         for cell in there
     }
     return {
@@ -245,7 +263,7 @@ def main(
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def save(found: Found) -> None:
-        write_text(file, json.dumps(record_of(found, cells, grid), indent=1) + "\n")
+        write_text(file, json.dumps(record_of(found, cells, grid, folder), indent=1) + "\n")
 
     found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs)
     save(found)

@@ -33,7 +33,7 @@ from stages.errors import InputError
 from stages.folders import publish, storage_errors, write_text
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import Advance, log, progress
-from stages.provenance import Run, up_to_date
+from stages.provenance import Run, goes_on, up_to_date
 from stages.settings import Settings
 
 DATA = "data.jsonl"
@@ -188,13 +188,35 @@ def target_server(target: Path, settings: DistillSettings, log_file: Path) -> It
         yield running.url, settings.model
 
 
-def to_ask(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int]) -> list[list[Asked]]:
-    """What is still to be answered, one list for each temperature; a resumed run asks what the first would have."""
+def modes_of(prompts: Sequence[Prompt], settings: DistillSettings, tokenizer: Any) -> list[Mode]:
+    """The mode of every prompt: a rewrite for which prompt, reference and answer are too long together is the reference."""
+    modes = [mode_of(prompt, settings.mixture) for prompt in prompts]
+    room = settings.max_model_len - settings.max_tokens
+    long = {
+        place
+        for place, mode in enumerate(modes)
+        if mode == "rewrite" and len(prompt_ids(guided(prompts[place]) or prompts[place], tokenizer)) > room
+    }
+    if long:
+        log(f"{len(long)} prompts leave no room for their reference to be shown: it is taken as it is; raise max_model_len")
+    return ["reference" if place in long else mode for place, mode in enumerate(modes)]
+
+
+def to_ask(
+    prompts: Sequence[Prompt], settings: DistillSettings, done: set[int], modes: Sequence[Mode] | None = None
+) -> list[list[Asked]]:
+    """What is still to be answered, one list for each temperature; a resumed run asks what the first would have.
+
+    Args:
+        done: places of prompts that are answered.
+        modes: of the prompts; the mixture's where not given.
+    """
+    modes = [mode_of(prompt, settings.mixture) for prompt in prompts] if modes is None else modes
     of_kind: defaultdict[str, Iterator[float]] = defaultdict(lambda: cycle(settings.temperatures))
     todo = [
         Asked(place, prompt, temperature, settings.seed + place, mode)
         for place, prompt, temperature in [(i, p, next(of_kind[p.kind])) for i, p in enumerate(prompts)]
-        if place not in done and (mode := mode_of(prompt, settings.mixture)) != "reference"
+        if place not in done and (mode := modes[place]) != "reference"
     ]
     return [group for t in dict.fromkeys(settings.temperatures) if (group := [a for a in todo if a.temperature == t])]
 
@@ -245,15 +267,16 @@ def _from_transformers(
             advance(len(batch))
 
 
-def write_references(prompts: Sequence[Prompt], settings: DistillSettings, done: set[int], writer: Writer) -> int:
+def write_references(
+    prompts: Sequence[Prompt], modes: Sequence[Mode], settings: DistillSettings, done: set[int], writer: Writer
+) -> int:
     """Writes the answers that nobody is asked for; how many.
 
     Raises:
         InputError: a prompt has no reference and the mixture wants one.
     """
     written = 0
-    for place, prompt in enumerate(prompts):
-        mode = mode_of(prompt, settings.mixture)
+    for place, (prompt, mode) in enumerate(zip(prompts, modes, strict=True)):
         if mode == "direct":
             continue
         if prompt.reference is None:
@@ -280,14 +303,11 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     """Writes ``out/data.jsonl``: an answer to each prompt, the target's own unless the mixture says otherwise.
 
     Run again after an interruption, it asks only what is not answered yet; a partial file made with other settings
-    or by another target is discarded.
+    or by another target is discarded, and what changed is said.
     """
     found = of_kinds(read_prompts(prompts_file), settings.kinds, prompts_file)
-    everything = fitting(found, load_tokenizer(target), settings.max_model_len, settings.max_tokens)
-    if "rewrite" in settings.mixture:
-        tokenizer = load_tokenizer(target)
-        room = settings.max_model_len - settings.max_tokens
-        everything = [p for p in everything if len(prompt_ids(guided(p) or p, tokenizer)) <= room]
+    tokenizer = load_tokenizer(target)
+    everything = fitting(found, tokenizer, settings.max_model_len, settings.max_tokens)
     prompts = draw(everything, settings.max_prompts, settings.seed)
     target_hash = checkpoint_hash(target)
     inputs = {"target": target_hash, "prompts": prompts_hash(prompts)}
@@ -298,13 +318,14 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     if up_to_date(run, out):
         return
     with publish(out, keep_partial=True, stage=run.stage) as folder:
-        done = read_data(folder / DATA) if run.is_current(folder) else []
+        done = read_data(folder / DATA) if goes_on(run, folder) else []
         run.write(folder)
+        modes = modes_of(prompts, settings, tokenizer)
         writer = Writer(folder / DATA, done, target_hash, answerer)
         asked = settings.answerer or target
-        groups = to_ask(prompts, settings, {record["place"] for record in done})
+        groups = to_ask(prompts, settings, {record["place"] for record in done}, modes)
         try:
-            given = write_references(prompts, settings, {record["place"] for record in done}, writer)
+            given = write_references(prompts, modes, settings, {record["place"] for record in done}, writer)
             with progress(
                 f"answers of the {'draft' if answerer else 'target'}", len(prompts), "prompts", done=len(done) + given
             ) as advance:

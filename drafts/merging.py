@@ -82,6 +82,8 @@ def merge(target: Path, first: Path, second: Path, out: Path, settings: MergeSet
     if up_to_date(run, out):
         return
     merged, other = load_model(first), dict(load_model(second).named_parameters())
+    if more := sorted(other.keys() - dict(merged.named_parameters()).keys()):
+        raise InputError(f"{second}: has a tensor {more[0]}, which {first} has not")
     with torch.no_grad():
         for name, parameter in merged.named_parameters():
             if name not in other or other[name].shape != parameter.shape:

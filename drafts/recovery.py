@@ -25,7 +25,7 @@ from stages.errors import InputError
 from stages.folders import check_place, partial_of
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
-from stages.provenance import Run, up_to_date
+from stages.provenance import Run, goes_on, up_to_date
 
 
 def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     first = world().is_main_process
     with published(out, partial_of(out.resolve()), run.stage) as folder:
         if first:
-            if not run.is_current(folder):
+            if not goes_on(run, folder):
                 shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
             run.write(folder)
         world().wait_for_everyone()

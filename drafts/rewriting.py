@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
 
 from drafts.prompts import Message, Prompt
 
@@ -25,7 +26,29 @@ SPEAKS_OF_ITSELF = re.compile(
 ANNOUNCES_A_TURN = re.compile(r"^\s*(?:<\|?)?(?:user|assistant|human|system|ai)(?:\|?>|\s*:)", re.I | re.M)
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w]*\d)")
-FINAL = re.compile(r"(?:####|\\boxed\{|(?:final )?answer(?: is|:))\s*(?P<rest>[^\n}]*)", re.I)
+TOGETHER = re.compile(rf"{NUMBER.pattern}(?:\s*[/:]\s*{NUMBER.pattern})*")
+"""Numbers that say one thing: a fraction, a ratio, a time of day."""
+FINAL = re.compile(
+    r"\\boxed\{(?P<boxed>(?:[^{}\n]|\{[^{}\n]*\})*)|(?:####|(?:final )?answer(?: is|:))\s*(?P<rest>[^\n}]*)", re.I
+)
+GOES_ON = re.compile(r"[,.;!?](?=\s|$)|\b(?:because|since|as|so|which|after|when)\b", re.I)
+"""Where what is said after the final answer begins."""
+UNIT = re.compile(r"[\s}\\]*([%°]|[a-zµμΩ]+(?:[/^][a-z0-9]+)*)", re.I)
+NO_UNITS = frozenset("and are at by each for from in is left more of on or per that then to total with altogether text".split())
+ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*[^\W\d]*\W*")
+"""A reference that is nothing but a number, perhaps with its unit."""
+
+
+class Checkable(NamedTuple):
+    """What an answer ends in, as far as it can be compared.
+
+    Attributes:
+        numbers: one, or those of a fraction, a ratio, a time of day; thousands separators read over, decimals and exponents kept.
+        unit: the word or sign behind them, in the singular; None where there is none. Signs before a number (``$``) are none.
+    """
+
+    numbers: tuple[Decimal, ...]
+    unit: str | None
 
 
 def guided(prompt: Prompt) -> Prompt | None:
@@ -51,25 +74,48 @@ def fault(rewrite: str) -> str | None:
     return None
 
 
-def checkable(answer: str) -> Decimal | None:
-    """The number that an answer ends in: after ``####``, ``\\boxed{`` or "answer is" if there is one, else its last.
+def checkable(answer: str) -> Checkable | None:
+    """What an answer ends in: after ``####``, in ``\\boxed{}`` or after "answer is" if there is such, else its last number.
 
-    Thousands separators are read over, decimals and exponents kept, units and currency signs around it ignored. None where
-    there is no number.
+    None where there is no number.
     """
-    final = list(FINAL.finditer(answer))
-    marked = NUMBER.findall(final[-1]["rest"]) if final else []
-    found = marked[:1] or NUMBER.findall(answer)[-1:]
+    marked = None
+    for marked in FINAL.finditer(answer):
+        pass
+    said = "" if marked is None else marked["boxed"] or marked["rest"] or ""
+    said = GOES_ON.split(said)[0].rpartition("=")[2]
+    numbers = list(NUMBER.finditer(said))
+    if not numbers:
+        said = answer
+        together = list(TOGETHER.finditer(answer))
+        numbers = list(NUMBER.finditer(answer, together[-1].start())) if together else []
     try:
-        return Decimal(found[0].replace(",", "")) if found else None
+        values = tuple(Decimal(number[0].replace(",", "")) for number in numbers)
     except InvalidOperation:
         return None
+    return Checkable(values, _unit(said[numbers[-1].end() :])) if numbers else None
+
+
+def _unit(behind: str) -> str | None:
+    """The unit at the beginning of what stands behind a number."""
+    found = UNIT.match(behind)
+    word = found[1].casefold() if found else ""
+    singular = word.removesuffix("s") if len(word) > 3 else word
+    return None if word in NO_UNITS else singular or None
 
 
 def agrees(rewrite: str, reference: str) -> bool:
-    """Whether the checkable answers are equal; where the reference has a marked final number, the rewrite must have it."""
-    wanted = checkable(reference) if FINAL.search(reference) else None
-    return wanted is None or checkable(rewrite) == wanted
+    """Whether the checkable answers are equal, units included where both have one.
+
+    A reference is checked that marks its final answer, or that is a number and nothing else: a rewrite must have that.
+    """
+    wanted = checkable(reference) if FINAL.search(reference) or ALONE.fullmatch(reference) else None
+    if wanted is None:
+        return True
+    found = checkable(rewrite)
+    if found is None or found.numbers != wanted.numbers:
+        return False
+    return None in (found.unit, wanted.unit) or found.unit == wanted.unit
 
 
 def select(rewrite: str, reference: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import time
@@ -34,6 +35,7 @@ from drafts.processes import agreed, own_gpus, own_part, share_of
 from drafts.teacher import Teacher, decoder_and_head
 from pruning.checkpoint import load_target, quickly_computed
 from pruning.plan import load_plan
+from stages.errors import InputError
 from stages.folders import storage_errors
 from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
@@ -284,7 +286,11 @@ class Trainer:
         return min(max(by_tokens, by_time), 1.0)
 
     def step(self, batch: Batch, teacher: Teacher | None) -> float:
-        """One optimiser step on one batch, of which each process takes its part; returns the loss, this process's part of it."""
+        """One optimiser step on one batch, of which each process takes its part; returns the loss, this process's part of it.
+
+        Raises:
+            InputError: the loss is not a number; the last checkpoint is of before.
+        """
         own, counts = own_part(batch, self.accelerator)
         moved = own.to(self.accelerator.device)
         factor = learning_rate_factor(self.done(), self.settings.warmup_share)
@@ -299,12 +305,18 @@ class Trainer:
                 moved = replace(moved, weights_N=moved.weights_N * reach)
             loss = loss_of(student_NV, teacher_NV, moved, self.settings)
         loss = loss * share_of(moved.weights_N.sum() * counts, self.accelerator)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"the loss is not a number after {self.position.tokens:,} positions; check target and data, or lower learning_rate "
+                f"({self.settings.learning_rate:g}) and adam_learning_rate ({self.settings.adam_learning_rate:g})"
+            )
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.student.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return float(loss.detach())
+        return value
 
     @property
     def text_tokens(self) -> int:

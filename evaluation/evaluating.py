@@ -12,6 +12,7 @@ from pydantic import Field
 from evaluation import harness
 from evaluation.scores import Retention, TaskScore, mean_score, retention, scored
 from evaluation.settings import EvaluateSettings
+from pruning import plan
 from pruning.checkpoint import load_target
 from pruning.plan import read_json
 from stages import provenance
@@ -59,6 +60,22 @@ def _dtype(settings: EvaluateSettings) -> str:
     return "float32" if settings.dtype == "auto" and on_cpu else settings.dtype
 
 
+ALIKE = ("num_fewshot", "max_length", "dtype")
+"""Settings that change scores though the items are the same."""
+
+
+def _check_against(target: Evaluation, model_folder: Path, settings: EvaluateSettings, source: str) -> None:
+    """Refuses a result that is not of the model's target, or was made in another way."""
+    if (model_folder / plan.FILE).is_file():
+        plan.load_plan(model_folder).check_target(target.model_sha256, source)
+    own = settings.model_dump(mode="json")
+    for key in ALIKE:
+        if target.settings.get(key) != own[key]:
+            raise InputError(
+                f"{source}: was made with {key} = {target.settings.get(key)}, this evaluation with {own[key]}; evaluate both alike"
+            )
+
+
 def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against: Path | None = None) -> Evaluation:
     """Evaluates a checkpoint and writes ``out`` (JSON).
 
@@ -66,11 +83,14 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
         against: the target's result; adds retention.
 
     Raises:
-        InputError: no such model, task or target's result; a target that was asked other items.
+        InputError: no such model, task or target's result; a target that was asked other items or in another way, or that is not
+            the one whose plan the model was pruned by.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
     target = read_evaluation(against) if against else None
+    if target:
+        _check_against(target, model_folder, settings, str(against))
     sha256 = checkpoint_hash(model_folder)
     run = provenance.Run("evaluate", settings.model_dump(mode="json"), {"model": sha256}, settings.seed)
     model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)

@@ -72,11 +72,11 @@ def _units(wanted: float, sparsity: float, least: int, most: int, full: float, t
     units = min(max(round(wanted), least), most)
     realised = 1 - units / full
     if abs(realised - sparsity) > tolerance or realised <= 0:
+        how = f"sparsity {sparsity:g} cannot be reached with widths in multiples of round_to and at least one multiple a layer"
         nearest = realised if realised > 0 else 1 - (units - 1) / full
-        raise InputError(
-            f"sparsity {sparsity:g} cannot be reached with widths in multiples of round_to and at least one multiple a layer: "
-            f"the nearest is {nearest:.4g}; give that, or a smaller round_to"
-        )
+        if units - (realised <= 0) < least:
+            raise InputError(f"{how}, nor any other; give a smaller round_to")
+        raise InputError(f"{how}: the nearest is {nearest:.4g}; give that, or a smaller round_to")
     return units
 
 

@@ -207,6 +207,10 @@ class WidthPlan(Plan):
             raise InputError(f"{source}: keeps other channels of the FFNs than {other_source}; {advice}")
         if self.kept_groups != other.kept_groups:
             raise InputError(f"{source}: keeps other heads than {other_source}; {advice}")
+        if self.down_bias != other.down_bias or self.scores.get("kept_hidden") != other.scores.get("kept_hidden"):
+            raise InputError(
+                f"{source}: keeps other hidden dimensions, or makes up for other channels by biases, than {other_source}; {advice}"
+            )
 
 
 AnyPlan = DepthPlan | WidthPlan

@@ -155,6 +155,8 @@ PRUNE_SETTINGS: dict[str, type[Settings]] = {
 def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
     """Settings of whichever method ``values`` name; layers are removed where they name none.
 
+    ``depth`` with calibration text is the published system's way (``angular``).
+
     Raises:
         InputError: an unknown method, with the known ones; or what the method's settings refuse.
     """
@@ -162,4 +164,6 @@ def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
     if method not in PRUNE_SETTINGS:
         raise InputError(f"{source}: method {method!r} is unknown; one of {', '.join(PRUNE_SETTINGS)}")
     given = {key: value for key, value in values.items() if (key, value) != ("method", DEPTH)}
+    if values.get("method") == DEPTH and values.get("calibration") and not values.get("layers"):
+        given["method"] = "angular"
     return validate(PRUNE_SETTINGS[method], given, source)

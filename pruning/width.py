@@ -46,6 +46,9 @@ def channel_scores(
 
     Returns:
         float64 [len(layers), intermediate_size].
+
+    Raises:
+        InputError: a score that is NaN or infinite, naming the layer.
     """
     found = torch.zeros(len(layers), model.config.intermediate_size, dtype=torch.float64)
     downs = [family_of(model.config).layers_of(model)[layer].mlp.down_proj for layer in layers]
@@ -71,7 +74,11 @@ def channel_scores(
         for handle in handles:
             handle.remove()
     norms = torch.stack([down.weight.double().norm(dim=0).cpu() for down in downs])
-    return found / max(num_tokens, 1) * norms
+    scores = found / max(num_tokens, 1) * norms
+    for layer, row in zip(layers, scores, strict=True):
+        if not torch.isfinite(row).all():
+            raise InputError(f"layer {layer}: NaN or infinity in the scores of its channels; check the target's weights")
+    return scores
 
 
 def strongest(scores: torch.Tensor, width: int) -> Rows:
@@ -122,7 +129,8 @@ def _with_bias(
             found.setdefault(name, torch.zeros_like(place))
     for index, values in enumerate(down_bias):
         name = f"{layers}.{index}.mlp.down_proj.bias"
-        found[name] = (found[name].double() + torch.tensor(values, dtype=torch.float64)).to(found[name].dtype)
+        own = found[name]
+        found[name] = (own.double() + torch.tensor(values, dtype=torch.float64, device=own.device)).to(own.dtype)
     yield from found.items()
 
 

@@ -120,6 +120,21 @@ def up_to_date(run: Run, folder: Path) -> bool:
     return current
 
 
+def goes_on(run: Run, folder: Path) -> bool:
+    """Whether an interrupted run in ``folder`` was this one; if it was another, what differs is said, as it begins anew."""
+    record, wanted = read(folder), json.loads(json.dumps(run.identity, default=str))
+    if record is None or run.is_current(folder):
+        return record is not None
+    for part, word in (("settings", "setting"), ("inputs", "input")):
+        before, now = record.get(part) or {}, wanted[part]
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                was, given = (str(one.get(key))[:40] for one in (before, now))
+                log(f"{word} '{key}' changed since the interrupted run ({was}, now {given}): begun anew")
+                return False
+    return False
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """The run.json of a finished folder, or None."""
     try:

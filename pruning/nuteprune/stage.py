@@ -13,7 +13,7 @@ from pruning.nuteprune import export, state, text
 from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import Side
 from pruning.nuteprune.settings import NutePruneSettings
-from pruning.nuteprune.sparsity import Units, check_reachable, counts, realised, units_of
+from pruning.nuteprune.sparsity import TOLERANCE, Units, check_reachable, counts, realised, units_of
 from pruning.nuteprune.training import Trainer
 from pruning.plan import WidthPlan, load_plan, read_json
 from pruning.prune import inputs_of
@@ -125,6 +125,8 @@ def prune_masks(target: Path, out: Path, settings: NutePruneSettings) -> WidthPl
         _write(trainer, side, made, target, folder)
         run.write(folder, plan_sha256=made.sha256, **_figures(trainer, made))
         (folder / state.FILE).unlink(missing_ok=True)
+    if settings.exact and abs(made.realised_sparsity - settings.sparsity) > TOLERANCE:
+        log(f"{out}: {settings.sparsity:g} was asked for, {made.realised_sparsity:.3f} is what the masks' heads leave room for")
     log(f"{out}: {_summary(trainer.state.figures, made)}")
     return made
 

@@ -38,6 +38,12 @@ Requests that are sent together come and go one by one: without this, the first 
 just before the batch is too large for it, and the last of them when they are nearly done.
 """
 
+JUST_BEGUN = 2
+"""Tokens of an answer up to which it is followed whatever is left of it.
+
+Two, because answers that begin together wait a step: where several do, more may be on their way, and soon too many to draft for.
+"""
+
 ENDLESS = 1 << 30
 
 GREEDY_BELOW = 1e-5
@@ -149,7 +155,7 @@ class Drafter:
         """
         found = self._sequences.get(row.request_id)
         unread = len(row.tokens) - (found.known if found else 0)
-        if row.answered > 1 and unread > max(row.left, SHORT):
+        if row.answered > JUST_BEGUN and unread > max(row.left, SHORT):
             return None
         if found is None:
             taken = {other.slot for other in self._sequences.values()}
@@ -243,6 +249,9 @@ class DirectProposer:
             for index, request_id in enumerate(batch.req_ids)
             if sampled[index]
         ]  # fmt: skip
+        begun = sum(row.answered <= 1 for row in rows)
+        if begun > 1:
+            rows = [row for row in rows if row.answered > 1]
         drafts, probabilities = self._drafter.draft(rows, count) if rows else ({}, None)
         runner._draft_probs = probabilities
         runner._draft_prob_req_ids = None if probabilities is None else list(drafts)

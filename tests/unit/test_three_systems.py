@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
-from benchmarks.three_models import alone
+from benchmarks.three_models import alone, seconds_of
 from benchmarks.three_render import figures, made_on, same_arms, same_cut
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
@@ -86,7 +86,7 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     cells = [cell for cell in cells_of(QUICK) if cell.table in ("depth", "cost")]
     saved: list[dict[str, Any]] = []
     run_grid(
-        cells, QUICK, tmp_path / "one", Counting(), save=lambda found: saved.append(record_of(found, cells, QUICK))
+        cells, QUICK, tmp_path / "one", Counting(), save=lambda found: saved.append(record_of(found, cells, QUICK, tmp_path / "one"))
     )
     assert [len(found["cells"]) for found in saved] == list(range(1, len(cells) + 1))
     before = json.loads(json.dumps(saved[-2]))
@@ -98,7 +98,7 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     assert {slug: found.rows[slug] for slug in depth} == {
         slug: known(c, QUICK, tmp_path / "one") for c in cells if (slug := c.slug) in depth
     }
-    assert record_of(found, cells, QUICK)["cells"][depth[0]]["cpu"] == "another"
+    assert record_of(found, cells, QUICK, tmp_path / "one")["cells"][depth[0]]["cpu"] == "another"
 
 
 def test_several_processes_find_what_one_does_and_one_that_breaks_stops_no_other(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_stage_that_two_want_is_made_by_one_at_a_time(tmp_path: Path) -> None:
 
 def test_published_rows_of_other_budgets_are_measured_anew(tmp_path: Path) -> None:
     cells = models_of(QUICK)[:2]
-    before = record_of(run_grid(cells, QUICK, tmp_path / "one", Counting()), cells, QUICK)
+    before = record_of(run_grid(cells, QUICK, tmp_path / "one", Counting()), cells, QUICK, tmp_path / "one")
     counting = Counting()
     run_grid(cells, QUICK.model_copy(update={"tokens": 1}), tmp_path / "two", counting, before=before)
     assert counting.asked == [cell.slug for cell in cells]
@@ -171,7 +171,7 @@ def record() -> dict[str, Any]:
             *(row(cell, metric, value, value - 0.1, value + 0.1) for metric, value in values.items()),
             *(row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")),
         ]
-    return json.loads(json.dumps(record_of(found, cells, FULL)))
+    return json.loads(json.dumps(record_of(found, cells, FULL, Path("nowhere"))))
 
 
 def test_tables_are_listed_by_the_machine_they_were_made_on() -> None:
@@ -218,3 +218,22 @@ def test_the_section_has_every_table_and_names_what_failed() -> None:
     assert f"1 of {len(cells_of(FULL))} cells have not been measured yet: 1 of table cost, seed 0." in text
     for method in METHODS:
         assert f"| {method} |" in text
+
+
+def test_a_cell_says_where_it_was_measured_and_not_where_it_was_read(tmp_path: Path) -> None:
+    measured(CELL, QUICK, tmp_path, Counting())
+    folder = tmp_path / "cells" / CELL.slug
+    there = json.loads((folder / "run.json").read_text())
+    there |= {"hardware": {"cpu": "another", "gpus": ["g"]}, "date": "2026-01-02T03:04:05", "git_revision": "abc"}
+    (folder / "run.json").write_text(json.dumps(there))
+    made = record_of(run_grid([CELL], QUICK, tmp_path, Counting()), [CELL], QUICK, tmp_path)["cells"][CELL.slug]
+    assert (made["cpu"], made["gpus"], made["date"], made["git_revision"]) == ("another", ["g"], "2026-01-02", "abc")
+
+
+def test_a_stage_that_was_interrupted_took_what_all_its_parts_took(tmp_path: Path) -> None:
+    for record, seconds in (
+        ({"wall_s": 9.5}, 9.5), ({"wall_s": 9.5, "position": {"seconds": 200.25}}, 200.25),
+        ({"wall_s": 9.5, "figures": {"train_s": 7.0}}, 9.5),
+    ):  # fmt: skip
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        assert seconds_of(tmp_path) == seconds

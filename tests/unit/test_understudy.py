@@ -4,10 +4,12 @@ import pytest
 from typer.testing import CliRunner
 
 from drafts.verifying import VerifySettings
+from pruning.plan import DepthPlan, load_plan
 from pruning.settings import PruneSettings
 from server.settings import GatewaySettings
 from server.tenants import hash_key, parse_tenants
 from stages.errors import InputError
+from tests.unit.pruning import pico
 from understudy import app, settings_from
 
 
@@ -61,3 +63,15 @@ def test_keys_are_added_to_a_file_which_stays_as_it_is_where_that_cannot_be(tmp_
     assert isinstance(again, InputError)
     assert "two tenants are named 'shop'" in str(again)
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize(("written", "kept"), [("method: evenly_spaced\n", "evenly_spaced"), ("", "first_and_last")])
+def test_depth_leaves_the_way_of_removing_layers_to_the_file(written: str, kept: str, tmp_path: Path) -> None:
+    target = pico.save(pico.LLAMA.model(), tmp_path / "target")
+    file = yaml(tmp_path, f"{written}keep: 2\n")
+    arguments = ["prune", str(target), "--out", str(tmp_path / "out"), "--method", "depth", "--config", str(file)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    plan = load_plan(tmp_path / "out")
+    assert isinstance(plan, DepthPlan)
+    assert plan.method == kept

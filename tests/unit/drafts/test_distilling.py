@@ -109,3 +109,13 @@ def test_only_the_wanted_kinds_are_asked(target: Path, tmp_path: Path) -> None:
         distill(
             target, tmp_path / "prompts.jsonl", tmp_path / "none", settings.model_copy(update={"kinds": ("prose",)})
         )
+
+
+def test_a_reference_that_leaves_no_room_is_taken_as_it_is(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pico tokenizer has a token for about every byte: guidance and reference together are longer than the model's 128."""
+    long = {"kind": "chat", "messages": [{"role": "user", "content": "what is it?"}], "reference": "It is long. " * 60}
+    (record,) = made(target, tmp_path, [long], rewrite=1.0)
+    assert (record["mode"], record["selected"], record["answer"]) == ("reference", "reference", long["reference"])
+    assert "1 prompts leave no room for their reference" in capsys.readouterr().err

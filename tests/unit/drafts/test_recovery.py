@@ -240,3 +240,11 @@ def test_windows_that_masks_would_see_past_are_refused(tmp_path: Path) -> None:
     prune(target, tmp_path / "pruned", PruneSettings(keep=2))
     with pytest.raises(InputError, match="sliding-window"):
         Trainer(target, tmp_path / "pruned", tmp_path, RECOVER.model_copy(update={"parallel_tokens": 3}))
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "loss_of", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(InputError, match=r"the loss is not a number after 0 positions; .*lower learning_rate"):
+        run(made, tmp_path / "out")

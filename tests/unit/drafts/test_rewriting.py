@@ -9,19 +9,38 @@ from drafts.rewriting import checkable, fault, guided, select
 
 
 @pytest.mark.parametrize(
-    ("answer", "number"),
+    ("answer", "numbers", "unit"),
     [
-        ("So 3 apples and 4 pears.\n#### 7", "7"),
-        ("He pays $1,234.50 in all. The answer is $1,234.50.", "1234.50"),
-        ("The final answer: 12.5 km, after 3 hours", "12.5"),
-        ("\\boxed{-0.75} as shown in step 2", "-0.75"),
-        ("It takes 45 minutes.", "45"),
-        ("about 6.02e23 per mole", "6.02e23"),
-        ("nothing to count", None),
+        ("So 3 apples and 4 pears.\n#### 7", ["7"], None),
+        ("He pays $1,234.50 in all. The answer is $1,234.50.", ["1234.50"], None),
+        ("The final answer: 12.5 km, after 3 hours", ["12.5"], "km"),
+        ("\\boxed{-0.75} as shown in step 2", ["-0.75"], None),
+        ("It is \\boxed{\\frac{1}{2}}.", ["1", "2"], None),
+        ("The answer is 2 + 3 = 5 apples because 3 were added", ["5"], "apple"),
+        ("It takes 45 minutes.", ["45"], "minute"),
+        ("about 6.02e23 per mole", ["6.02e23"], None),
+        ("They meet at 10:30", ["10", "30"], None),
+        ("It grew by 12%", ["12"], "%"),
+        ("nothing to count", None, None),
     ],
 )
-def test_the_number_that_an_answer_ends_in(answer: str, number: str | None) -> None:
-    assert checkable(answer) == (None if number is None else Decimal(number))
+def test_the_number_that_an_answer_ends_in(answer: str, numbers: list[str] | None, unit: str | None) -> None:
+    expected = None if numbers is None else (tuple(map(Decimal, numbers)), unit)
+    assert checkable(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "reference", "is_kept"),
+    [
+        ("It is 43.", "42", False), ("It is 42.", "42", True), ("It is 42 km.", "42 km", True), ("It is 42 m.", "42 km", False),
+        ("The answer is 1/3", "answer: 1/2", False), ("One half, so 1/2", "answer: 1/2", True),
+        ("at 10:45", "The answer is 10:30", False), ("the answer: 10:30 sharp", "The answer is 10:30", True),
+        ("\\boxed{\\frac{1}{3}}", "\\boxed{\\frac{1}{2}}", False), ("\\boxed{\\frac{1}{2}}", "\\boxed{\\frac{1}{2}}", True),
+        ("that makes 5", "#### 5 apples", True), ("12 of them", "There were 3, then 4 came.", True),
+    ],
+)  # fmt: skip
+def test_numbers_fractions_and_units_are_compared(rewrite: str, reference: str, is_kept: bool) -> None:
+    assert (select(rewrite, reference)[1] == "rewrite") == is_kept
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The harness itself, on a pico model; left out where it is not installed ('make setup-evaluation')."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from evaluation.evaluating import Evaluation, evaluate, read_evaluation
 from evaluation.harness import headline, items_of
 from evaluation.settings import EvaluateSettings
+from pruning.plan import DepthPlan
 from stages.errors import InputError
 from tests.unit.pruning import pico
 
@@ -80,3 +82,19 @@ def test_other_items_than_the_targets_are_refused(target: tuple[Path, Path, Eval
     settings = SETTINGS.model_copy(update={"tasks": ("chat",), "seed": 7})
     with pytest.raises(InputError, match="other items of 'understudy_chat'"):
         evaluate(model, tmp_path / "r.json", settings, against=file)
+
+
+def test_another_models_result_or_one_made_in_another_way_is_refused(
+    target: tuple[Path, Path, Evaluation], tmp_path: Path
+) -> None:
+    model, file, made = target
+    other = SETTINGS.model_copy(update={"max_length": 320})
+    with pytest.raises(InputError, match="was made with max_length = 640, this evaluation with 320"):
+        evaluate(model, tmp_path / "r.json", other, against=file)
+    shutil.copytree(model, tmp_path / "pruned")
+    plan = DepthPlan(
+        target_sha256="ab" * 32, architecture="LlamaForCausalLM", num_layers=5, method="first", kept_layers=(0, 1)
+    )
+    plan.save(tmp_path / "pruned" / "plan.json")
+    with pytest.raises(InputError, match=f"made for the target abababababab, not for {made.model_sha256[:12]}"):
+        evaluate(tmp_path / "pruned", tmp_path / "r.json", SETTINGS, against=file)

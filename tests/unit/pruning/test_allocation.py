@@ -87,3 +87,12 @@ def test_standardised_scores_compete_across_layers():
     assert allocation.standardised([flat, steep], 0.75) == [0.25, 0.25]
     assert allocation.standardised([[2.0] * 4, steep], 0.875) == [0.0, 0.25]
     assert sum(allocation.standardised([flat, steep, DISTANCES[:4]], 0.5)) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("widths", [allocation.uniform_widths, None])
+def test_where_no_sparsity_can_be_reached_none_is_named(widths):
+    with pytest.raises(InputError, match="cannot be reached .*, nor any other; give a smaller round_to"):
+        if widths:
+            widths(4, 512, 0.5, 512, 0.02)
+        else:
+            allocation.ragged_widths([0.5, 0.5], 512, 0.5, 512, 0.02)

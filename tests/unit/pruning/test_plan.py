@@ -103,3 +103,10 @@ def test_only_the_same_parts_belong_together():
     for one, other in ((plan, depth), (depth, plan)):
         with pytest.raises(InputError, match=r"a: was .* width plan"):
             one.check_same_parts(other, "a", "b", "no")
+
+
+def test_plans_that_make_up_for_channels_differently_do_not_belong_together():
+    bare, biased = WidthPlan(**WIDTH), WidthPlan(**{**WIDTH, "down_bias": [[0.5, 0.0], [0.0, 0.25]]})
+    for one, other in ((bare, biased), (biased, bare)):
+        with pytest.raises(InputError, match="makes up for other channels by biases"):
+            one.check_same_parts(other, "a", "b", "merge others")

@@ -130,3 +130,10 @@ def test_depth_is_what_prune_does_by_default():
     assert isinstance(settings, WidthSettings)
     assert (settings.ranked_by, settings.allocated_by) == ("paper", "coarse")
     assert WidthSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_depth_with_calibration_text_is_the_published_way(tmp_path):
+    values = {"method": "depth", "calibration": [str(tmp_path / "text.txt")]}
+    read = read_prune_settings(values, "")
+    assert isinstance(read, PruneSettings)
+    assert read.method == "angular"

@@ -86,3 +86,11 @@ def test_what_cannot_be(tmp_path: Path):
 
 def test_batches_of_nothing_score_nothing():
     assert float(channel_scores(pico.LLAMA.model(), list[Batch](), (0,)).sum()) == 0
+
+
+def test_a_channel_that_is_not_a_number_is_refused_with_its_layer():
+    model = pico.LLAMA.model()
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight[0, 7] = float("nan")
+    with pytest.raises(InputError, match="layer 3: NaN or infinity in the scores of its channels"):
+        channel_scores(model, [pad(pico.ids(2, 9).tolist())], (1, 3))

@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from stages.provenance import Run, read
+import pytest
+
+from stages.provenance import Run, goes_on, read
 
 
 def test_run_json_tells_whether_a_folder_is_current(tmp_path: Path) -> None:
@@ -22,3 +24,17 @@ def test_run_json_names_versions_hardware_and_cost(tmp_path: Path) -> None:
 def test_a_damaged_run_json_is_not_current(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     assert not Run("prune", {}, {}).is_current(tmp_path)
+
+
+def test_an_interrupted_run_of_other_settings_is_begun_anew_and_what_changed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abc"})
+    assert not goes_on(run, tmp_path)
+    run.write(tmp_path)
+    assert goes_on(run, tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not goes_on(Run("recover", {"tokens": 6, "rate": 0.1}, {"target": "abc"}), tmp_path)
+    assert "setting 'tokens' changed since the interrupted run (5, now 6): begun anew" in capsys.readouterr().err
+    assert not goes_on(Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abd"}), tmp_path)
+    assert "input 'target' changed since the interrupted run (abc, now abd)" in capsys.readouterr().err

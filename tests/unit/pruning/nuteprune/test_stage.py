@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,3 +203,15 @@ def test_weights_that_are_not_numbers_are_refused_with_their_layer(made, tmp_pat
     target = pico.save(model, tmp_path / "target")
     with pytest.raises(InputError, match="the loss of layer 2 is not a number"):
         prune_masks(target, tmp_path / "out", settings(made["text"]))
+
+
+def test_a_search_that_goes_too_far_says_so():
+    wanted = NutePruneSettings(sparsity=0.3, calibration=(Path("text"),), multiplier_rate=30)
+    curve = [{"teacher": 0}]
+    state = SimpleNamespace(figures={"expected_sparsity": 0.41}, curve=curve, snapshots=[1])
+    (line,) = training.Trainer.shortcomings(SimpleNamespace(settings=wanted, state=state))
+    assert line == (
+        "the search ended at a sparsity of 0.410 instead of 0.3; neurons are opened again to fit; lower multiplier_rate (30)"
+    )
+    state.figures["expected_sparsity"] = 0.3 + wanted.snapshot_every / 2
+    assert training.Trainer.shortcomings(SimpleNamespace(settings=wanted, state=state)) == []

@@ -194,7 +194,7 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monk
     for row, length in enumerate((10, 20, 5)):
         tokens[row, :length] = ids(1, length, row)[0]
     batch = SimpleNamespace(req_ids=["a", "b", "c"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10, 20, 5]))
-    requests = {name: request([1]) for name in batch.req_ids}
+    requests = {name: request([1, 2]) for name in batch.req_ids}
     runner = SimpleNamespace(input_batch=batch, requests=requests, _draft_probs=None, _draft_prob_req_ids=None)
     greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
     drafts = proposer.propose_for(runner, [[1], [], [2, 3]], greedy, 3)
@@ -209,6 +209,29 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monk
     assert runner._draft_probs.shape[:2] == (2, 2)
     assert proposer.propose_for(runner, [[1], [1], [2]], mixed, 0) == [[], [], []]
     assert runner._draft_probs is None
+
+
+@torch.inference_mode()
+def test_answers_that_begin_together_wait_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wave the first comes alone: it is drafted for. Those behind it are too, unless the batch has grown too large by then."""
+    monkeypatch.setattr("server.in_engine.direct_drafting.attach", lambda: None)
+    proposer = DirectProposer(SimpleNamespace(additional_config={"understudy_draft": str(folder)}))
+    proposer.load_model(None)
+    tokens = numpy.stack([numpy.array(ids(1, 16, row)[0]) for row in range(3)])
+    batch = SimpleNamespace(req_ids=["a", "b", "c"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10, 10, 10]))
+    greedy = SimpleNamespace(all_greedy=True, temperature=None, generators={})
+
+    def drafted(**answered: list[int]) -> list[int]:
+        runner = SimpleNamespace(
+            input_batch=batch, requests={name: request(answered.get(name, [])) for name in batch.req_ids}
+        )
+        sampled = [[1] if name in answered else [] for name in batch.req_ids]
+        return [len(draft) for draft in proposer.propose_for(runner, sampled, greedy, 3)]
+
+    assert drafted(a=[1]) == [3, 0, 0]
+    assert drafted(a=[1, 2], b=[1], c=[1]) == [3, 0, 0]
+    assert drafted(a=[1, 2, 3], b=[1, 2], c=[1, 2]) == [3, 3, 3]
+    assert drafted(a=[1, 2, 3], b=[1, 2], c=[1]) == [3, 3, 3], "one that begins by itself does not wait"
 
 
 @torch.inference_mode()
