@@ -157,7 +157,9 @@ def prune(
         print(f"{out}: {prune_by_plan(target, plan, out).described}")
         return
     named = values_from(config, []).get("method")
-    kept = method == DEPTH and PRUNE_SETTINGS.get(str(named)) is PruneSettings  # the file says which way to remove layers
+    kept = (
+        method == DEPTH and PRUNE_SETTINGS.get(str(named)) is PruneSettings
+    )  # the file says which way to remove layers
     values = values_from(config, set_, method=None if kept else method)
     settings = read_prune_settings(values, str(config) if config else "--set")
     if isinstance(settings, WidthSettings | NutePruneSettings):

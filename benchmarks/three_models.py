@@ -117,7 +117,7 @@ class Workshop:
         return folder
 
     def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
-        """How recoveries train: cross-entropy on answers and, with half the weight, prompts, so that arms differ in their data alone."""
+        """How recoveries train: cross-entropy on answers, and prompts with half the weight; arms differ in their data alone."""
         grid = self.grid
         values: dict[str, Any] = {
             "kl_weight": 0.0, "ce_weight": 1.0, "tokens": grid.tokens, "batch_tokens": grid.batch_tokens,

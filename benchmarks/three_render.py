@@ -109,7 +109,11 @@ def acceptance(rows: Rows) -> str:
     mark = {key: "" if "acceptance_length" in found[key] else "*" for key in found}
     heads = [*NAMES, "acceptance length", "overlap", "agreement"]
     lines = [
-        [*_named(key), cell(length[key]) + mark[key], *(cell(found[key].get(name)) for name in ("overlap", "agreement"))]
+        [
+            *_named(key),
+            cell(length[key]) + mark[key],
+            *(cell(found[key].get(name)) for name in ("overlap", "agreement")),
+        ]
         for key in order
     ]
     older = "\n\n\\* a mean over the answers' positions instead of steps, which is up to some 3 % more"
@@ -205,8 +209,9 @@ def three_systems(record: dict[str, Any]) -> str:
         f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over seeds; in brackets the smallest and the largest seed's, or with one seed the 95 % interval over "
-        "items (as drafts and in costs the range of what the mean is over). *Retention* is the mean score of four tasks over the target's (*above chance*: chance taken off both); *bits/byte "
-        "ratio* is the perplexity's, 1 is the target's, more is worse. *removed* counts layers, FFN channels or the layers' "
+        "items (as drafts and in costs the range of what the mean is over). *Retention* is the mean score of four tasks over the "
+        "target's (*above chance*: chance taken off both); *bits/byte ratio* is the perplexity's, 1 is the target's, more is "
+        "worse. *removed* counts layers, FFN channels or the layers' "
         "linear weights; *parameters* counts all.",
     ]
     if settings["quick"]:

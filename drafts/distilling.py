@@ -198,7 +198,9 @@ def modes_of(prompts: Sequence[Prompt], settings: DistillSettings, tokenizer: An
         if mode == "rewrite" and len(prompt_ids(guided(prompts[place]) or prompts[place], tokenizer)) > room
     }
     if long:
-        log(f"{len(long)} prompts leave no room for their reference to be shown: it is taken as it is; raise max_model_len")
+        log(
+            f"{len(long)} prompts leave no room for their reference to be shown: it is taken as it is; raise max_model_len"
+        )
     return ["reference" if place in long else mode for place, mode in enumerate(modes)]
 
 

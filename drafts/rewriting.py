@@ -34,7 +34,10 @@ FINAL = re.compile(
 GOES_ON = re.compile(r"[,.;!?](?=\s|$)|\b(?:because|since|as|so|which|after|when)\b", re.I)
 """Where what is said after the final answer begins."""
 UNIT = re.compile(r"[\s}\\]*([%°]|[a-zµμΩ]+(?:[/^][a-z0-9]+)*)", re.I)
-NO_UNITS = frozenset("and are at by each for from in is left more of on or per that then to total with altogether text".split())
+NO_UNITS = re.compile(
+    r"and|are|at|by|each|for|from|in|is|left|more|of|on|or|per|that|then|to|total|with|altogether|text", re.I
+)
+"""Words behind a number that are none."""
 ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*[^\W\d]*\W*")
 """A reference that is nothing but a number, perhaps with its unit."""
 
@@ -79,10 +82,8 @@ def checkable(answer: str) -> Checkable | None:
 
     None where there is no number.
     """
-    marked = None
-    for marked in FINAL.finditer(answer):
-        pass
-    said = "" if marked is None else marked["boxed"] or marked["rest"] or ""
+    marked = list(FINAL.finditer(answer))
+    said = (marked[-1]["boxed"] or marked[-1]["rest"] or "") if marked else ""
     said = GOES_ON.split(said)[0].rpartition("=")[2]
     numbers = list(NUMBER.finditer(said))
     if not numbers:
@@ -101,7 +102,7 @@ def _unit(behind: str) -> str | None:
     found = UNIT.match(behind)
     word = found[1].casefold() if found else ""
     singular = word.removesuffix("s") if len(word) > 3 else word
-    return None if word in NO_UNITS else singular or None
+    return None if NO_UNITS.fullmatch(word) else singular or None
 
 
 def agrees(rewrite: str, reference: str) -> bool:

@@ -77,7 +77,9 @@ def channel_scores(
     scores = found / max(num_tokens, 1) * norms
     for layer, row in zip(layers, scores, strict=True):
         if not torch.isfinite(row).all():
-            raise InputError(f"layer {layer}: NaN or infinity in the scores of its channels; check the target's weights")
+            raise InputError(
+                f"layer {layer}: NaN or infinity in the scores of its channels; check the target's weights"
+            )
     return scores
 
 

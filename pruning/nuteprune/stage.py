@@ -126,7 +126,9 @@ def prune_masks(target: Path, out: Path, settings: NutePruneSettings) -> WidthPl
         run.write(folder, plan_sha256=made.sha256, **_figures(trainer, made))
         (folder / state.FILE).unlink(missing_ok=True)
     if settings.exact and abs(made.realised_sparsity - settings.sparsity) > TOLERANCE:
-        log(f"{out}: {settings.sparsity:g} was asked for, {made.realised_sparsity:.3f} is what the masks' heads leave room for")
+        log(
+            f"{out}: {settings.sparsity:g} was asked for, {made.realised_sparsity:.3f} is what the masks' heads leave room for"
+        )
     log(f"{out}: {_summary(trainer.state.figures, made)}")
     return made
 

@@ -220,7 +220,9 @@ class Trainer:
         elif found > settings.sparsity + settings.snapshot_every / 2:
             rest = "neurons are opened again to fit" if settings.exact else "the model gets smaller than that"
             lower = f"lower multiplier_rate ({settings.multiplier_rate:g})"
-            lines.append(f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {lower}")
+            lines.append(
+                f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {lower}"
+            )
         if settings.teachers == "numerous" and all(step["teacher"] == "intact" for step in self.state.curve):
             taken, gap = len(self.state.snapshots), settings.teacher_gap
             lines.append(

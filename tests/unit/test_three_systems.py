@@ -86,7 +86,11 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     cells = [cell for cell in cells_of(QUICK) if cell.table in ("depth", "cost")]
     saved: list[dict[str, Any]] = []
     run_grid(
-        cells, QUICK, tmp_path / "one", Counting(), save=lambda found: saved.append(record_of(found, cells, QUICK, tmp_path / "one"))
+        cells,
+        QUICK,
+        tmp_path / "one",
+        Counting(),
+        save=lambda found: saved.append(record_of(found, cells, QUICK, tmp_path / "one")),
     )
     assert [len(found["cells"]) for found in saved] == list(range(1, len(cells) + 1))
     before = json.loads(json.dumps(saved[-2]))

@@ -91,7 +91,7 @@ def test_standardised_scores_compete_across_layers():
 
 @pytest.mark.parametrize("widths", [allocation.uniform_widths, None])
 def test_where_no_sparsity_can_be_reached_none_is_named(widths):
-    with pytest.raises(InputError, match="cannot be reached .*, nor any other; give a smaller round_to"):
+    with pytest.raises(InputError, match=r"cannot be reached .*, nor any other; give a smaller round_to"):
         if widths:
             widths(4, 512, 0.5, 512, 0.02)
         else:
