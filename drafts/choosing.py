@@ -86,10 +86,11 @@ def schedule_of(picked: dict[int, int]) -> tuple[tuple[int, int, int], ...]:
 
 
 def _picked(considered: Sequence[Considered], way: Way, settings: ChooseSettings) -> dict[int, Considered] | None:
-    """What is done at each concurrency in one way of drafting; None where that draft does not pay, or breaks the floor."""
+    """What is done at each concurrency in one way of drafting; None where that draft does not pay over all, or breaks the floor."""
     options = _options(considered, way)
     taken = _each(options, settings) if way == "draft" else _one_number(options, settings)
-    return taken if taken and any(item.num_speculative_tokens for item in taken.values()) else None
+    drafts = taken and any(item.num_speculative_tokens for item in taken.values())
+    return taken if drafts and _gain(taken) > 1 else None
 
 
 def _each(options: Options, settings: ChooseSettings) -> dict[int, Considered] | None:

@@ -58,7 +58,7 @@ def _no_draft(options: Sequence[Considered], settings: ChooseSettings) -> str:
         )
     if best.pays(settings):
         return f"{_draft_tokens(best.num_speculative_tokens)} would give {best.speedup:.2f}x"
-    return _why_not(options, settings)
+    return _why_not(options, settings) if idle is None else _nothing(options, settings)
 
 
 def _beyond(picked: dict[int, int]) -> str:

@@ -199,6 +199,15 @@ def test_a_draft_that_slows_the_engine_down_where_it_proposes_nothing_is_not_tak
     assert allowed.by_concurrency[1] > 0 == allowed.by_concurrency[16]
 
 
+def test_a_draft_that_gains_less_at_one_size_than_it_costs_at_the_others_is_not_taken() -> None:
+    """1.05x alone, and 0.985x at each of four sizes at which nothing is drafted: together that is below plain."""
+    saturated = [cost for n in (2, 4, 8, 16) for cost in costs(n, small=0.031, large=0.073, verify=0.070)]
+    steps = [*saturated, *(idle(n, 0.01 / 0.985) for n in (1, 2, 4, 8, 16))]
+    choice = choose(measurements(MIDDLING, *steps, small=0.020, large=0.0312), ChooseSettings())
+    assert choice.num_speculative_tokens is None
+    assert "1 at a time: 2 draft tokens would give 1.05x; 2 at a time: no draft tokens, 0.9" in choice.reason
+
+
 def test_a_draft_token_that_keeps_the_floor_is_drafted_where_drafting_nothing_does_not() -> None:
     """At sixteen one token gains 1 %: less than is asked for, but a loaded draft that proposes nothing loses 13 %."""
     steps = costs(16, plain=0.010, small=0.0215, large=0.0403)
