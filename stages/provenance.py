@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +121,28 @@ def up_to_date(run: Run, folder: Path) -> bool:
     return current
 
 
+def first_change(before: dict[str, Any], now: dict[str, Any], harmless: Container[str] = ()) -> str | None:
+    """What differs first between two runs' identities, in words; None where nothing does.
+
+    Args:
+        harmless: keys that may differ.
+    """
+    for part, word in (("settings", "setting"), ("inputs", "input")):
+        was, given = before.get(part) or {}, now[part]
+        for key in sorted({*was, *given}):
+            if key not in harmless and was.get(key) != given.get(key):
+                old, new = (str(one.get(key))[:40] for one in (was, given))
+                return f"{word} '{key}' changed since the interrupted run: it was {old}, now {new}"
+    return None
+
+
 def goes_on(run: Run, folder: Path) -> bool:
     """Whether an interrupted run in ``folder`` was this one; if it was another, what differs is said, as it begins anew."""
     record, wanted = read(folder), json.loads(json.dumps(run.identity, default=str))
     if record is None or run.is_current(folder):
         return record is not None
-    for part, word in (("settings", "setting"), ("inputs", "input")):
-        before, now = record.get(part) or {}, wanted[part]
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                was, given = (str(one.get(key))[:40] for one in (before, now))
-                log(f"{word} '{key}' changed since the interrupted run ({was}, now {given}): begun anew")
-                return False
+    if changed := first_change(record, wanted):
+        log(f"{changed}; begun anew")
     return False
 
 

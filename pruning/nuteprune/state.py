@@ -15,6 +15,7 @@ from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import Side
 from stages.errors import InputError
 from stages.folders import storage_errors
+from stages.provenance import first_change
 
 FILE = "training.pt"
 
@@ -125,12 +126,6 @@ def load(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         raise InputError(
             f"{folder / FILE}: the checkpoint of an interrupted run cannot be read; delete {folder}"
         ) from error
-    for part, word in (("settings", "setting"), ("inputs", "input")):
-        before, now = values["identity"][part], identity[part]
-        for key in sorted({*before, *now} - {*HARMLESS}):
-            if before.get(key) != now.get(key):
-                was, given = (str(one.get(key))[:40] for one in (before, now))
-                raise InputError(
-                    f"{word} '{key}' changed since the interrupted run: it was {was}, now {given}; {advice}"
-                )
+    if changed := first_change(values["identity"], identity, HARMLESS):
+        raise InputError(f"{changed}; {advice}")
     return values

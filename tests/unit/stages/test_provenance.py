@@ -35,6 +35,6 @@ def test_an_interrupted_run_of_other_settings_is_begun_anew_and_what_changed_is_
     assert goes_on(run, tmp_path)
     assert capsys.readouterr().err == ""
     assert not goes_on(Run("recover", {"tokens": 6, "rate": 0.1}, {"target": "abc"}), tmp_path)
-    assert "setting 'tokens' changed since the interrupted run (5, now 6): begun anew" in capsys.readouterr().err
+    assert "setting 'tokens' changed since the interrupted run: it was 5, now 6; begun anew" in capsys.readouterr().err
     assert not goes_on(Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abd"}), tmp_path)
-    assert "input 'target' changed since the interrupted run (abc, now abd)" in capsys.readouterr().err
+    assert "input 'target' changed since the interrupted run: it was abc, now abd" in capsys.readouterr().err
