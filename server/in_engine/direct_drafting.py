@@ -270,7 +270,7 @@ def attach() -> None:
     """Lets the model runner give a ``DirectProposer`` what ``propose_for`` needs; harmless when done twice."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    proposing, sampling = GPUModelRunner.propose_draft_token_ids, GPUModelRunner._sample
+    proposing = GPUModelRunner.propose_draft_token_ids
     if getattr(proposing, "direct", False):
         return
 
@@ -281,37 +281,27 @@ def attach() -> None:
 
     propose_draft_token_ids.direct = True  # type: ignore[attr-defined]
     GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids
-    GPUModelRunner._sample = sampling_plainly(sampling)
-    GPUModelRunner._calc_spec_decode_metadata = indexing_plainly(GPUModelRunner._calc_spec_decode_metadata)
+    GPUModelRunner._prepare_inputs = plainly(GPUModelRunner._prepare_inputs)
+    GPUModelRunner._preprocess = plainly(GPUModelRunner._preprocess)
 
 
-def sampling_plainly(sampling: Any) -> Any:
-    """The model runner's ``_sample``, which goes through the rejection sampler only where there are draft tokens to judge.
+def plainly(method: Any) -> Any:
+    """A model runner's method, for which an engine is a plain one in steps that have no draft tokens to judge.
 
-    vLLM does that in every step of an engine with a draft. Where the schedule drafts nothing, it costs a twentieth of the step.
+    vLLM prepares every step of an engine with a draft for judging, and sends it through the rejection sampler. Where the schedule
+    drafts nothing, that costs a twentieth of the step. Targets with a recurrent state are left alone: they find it by that.
+
+    Args:
+        method: one that is called with what the scheduler made of the step, and reads ``speculative_config``.
     """
 
-    def _sample(self: Any, logits: Any, drafted: Any) -> Any:
-        nothing_to_judge = drafted is not None and not any(drafted.num_draft_tokens)
-        return sampling(self, logits, None if nothing_to_judge else drafted)
+    def called(self: Any, scheduled: Any, *rest: Any, **more: Any) -> Any:
+        if scheduled.scheduled_spec_decode_tokens or self.model_config.is_hybrid:
+            return method(self, scheduled, *rest, **more)
+        config, self.speculative_config = self.speculative_config, None
+        try:
+            return method(self, scheduled, *rest, **more)
+        finally:
+            self.speculative_config = config
 
-    return _sample
-
-
-def indexing_plainly(indexing: Any) -> Any:
-    """The model runner's ``_calc_spec_decode_metadata``, which looks for draft tokens only where there are some.
-
-    Otherwise the last token of each request is the one to sample after, as in plain decoding; nothing else is read then.
-    """
-    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-
-    def _calc_spec_decode_metadata(self: Any, num_draft_tokens: Any, cu_num_scheduled_tokens: Any) -> Any:
-        if num_draft_tokens.any():
-            return indexing(self, num_draft_tokens, cu_num_scheduled_tokens)
-        last, none = torch.from_numpy(cu_num_scheduled_tokens - 1).to(self.device), torch.empty(0, dtype=torch.int32)
-        return SpecDecodeMetadata(
-            draft_token_ids=none, num_draft_tokens=num_draft_tokens.tolist(), cu_num_draft_tokens=none, cu_num_sampled_tokens=none,
-            target_logits_indices=none, bonus_logits_indices=none, logits_indices=last,
-        )  # fmt: skip
-
-    return _calc_spec_decode_metadata
+    return called

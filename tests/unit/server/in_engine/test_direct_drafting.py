@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +19,8 @@ from server.in_engine.direct_drafting import (
     DirectProposer,
     Drafter,
     Row,
-    indexing_plainly,
+    plainly,
     progress,
-    sampling_plainly,
 )
 from server.in_engine.draft_network import DraftNetwork
 from tests.unit.pruning.pico import LLAMA, ids, save
@@ -252,33 +250,29 @@ def test_greedy_drafting_proposes_the_likeliest_tokens_of_sampled_requests_too(
         assert runner._draft_probs is None, "the rejection sampler takes such tokens as certain"
 
 
-@pytest.mark.parametrize(("num_draft_tokens", "is_judged"), [(None, False), ([0, 0], False), ([0, 2], True)])
-def test_a_step_without_draft_tokens_is_sampled_as_plain_decoding_is(
-    num_draft_tokens: list[int] | None, is_judged: bool
+@pytest.mark.parametrize(
+    ("drafted", "is_hybrid", "seen"),
+    [({}, False, None), ({"a": [1, 2]}, False, "a draft"), ({}, True, "a draft")],
+    ids=["nothing to judge", "draft tokens to judge", "a recurrent state"],
+)
+def test_a_step_without_draft_tokens_is_prepared_as_plain_decoding_is(
+    drafted: dict[str, list[int]], is_hybrid: bool, seen: str | None
 ) -> None:
-    drafted = None if num_draft_tokens is None else SimpleNamespace(num_draft_tokens=num_draft_tokens)
-    sample = sampling_plainly(lambda runner, logits, judged: (runner, logits, judged))
-    assert sample("runner", "logits", drafted) == ("runner", "logits", drafted if is_judged else None)
+    runner = SimpleNamespace(speculative_config="a draft", model_config=SimpleNamespace(is_hybrid=is_hybrid))
+    scheduled = SimpleNamespace(scheduled_spec_decode_tokens=drafted)
+    prepare = plainly(lambda self, scheduled, *rest, **more: (self.speculative_config, scheduled, rest, more))
+    assert prepare(runner, scheduled, 1, two=2) == (seen, scheduled, (1,), {"two": 2})
+    assert runner.speculative_config == "a draft"
 
 
-@pytest.mark.parametrize("drafted", [[0, 0, 0], [0, 2, 0]])
-def test_what_is_sampled_after_is_what_vllm_samples_after(drafted: list[int]) -> None:
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+def test_an_engine_has_its_draft_again_after_an_error() -> None:
+    def failing(self: Any, scheduled: Any) -> None:
+        raise ValueError("no")
 
-    runner = SimpleNamespace(
-        device=torch.device("cpu"), arange_np=numpy.arange(16), _arange_scratch=numpy.arange(16),
-        input_ids=SimpleNamespace(gpu=torch.arange(100, 109))
-    )  # fmt: skip
-    runner._get_cumsum_and_arange = partial(GPUModelRunner._get_cumsum_and_arange, runner)
-    own = indexing_plainly(GPUModelRunner._calc_spec_decode_metadata)
-    counts, scheduled = numpy.array(drafted, dtype=numpy.int32), numpy.array([5, 8, 9], dtype=numpy.int32)
-    made, expected = (
-        own(runner, counts, scheduled),
-        GPUModelRunner._calc_spec_decode_metadata(runner, counts, scheduled),
-    )
-    assert made.logits_indices.tolist() == expected.logits_indices.tolist()
-    assert made.num_draft_tokens == drafted
-    assert made.draft_token_ids.tolist() == expected.draft_token_ids.tolist() == ([106, 107] if any(drafted) else [])
+    runner = SimpleNamespace(speculative_config="a draft", model_config=SimpleNamespace(is_hybrid=False))
+    with pytest.raises(ValueError, match="no"):
+        plainly(failing)(runner, SimpleNamespace(scheduled_spec_decode_tokens={}))
+    assert runner.speculative_config == "a draft"
 
 
 @torch.inference_mode()
