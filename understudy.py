@@ -326,7 +326,9 @@ def compare(
     pair: Annotated[Path, typer.Argument(help="folder that 'choose' wrote")],
     prompts: Annotated[Path, typer.Argument(help="JSONL of held-out prompts")],
     out: Annotated[Path, typer.Option(help="JSON file to write; CSV, HTML and PNG go beside it")],
-    training_prompts: Annotated[Path | None, typer.Option(help="refuse prompts that stand in this file too")] = None,
+    training_prompts: Annotated[
+        Path | None, typer.Option(help="refuse prompts that stand in this file, besides those on a draft's own list")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> None:

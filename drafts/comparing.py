@@ -28,11 +28,12 @@ from drafts.methods import (
 )
 from drafts.pairing import CHOICE
 from drafts.pictures import draw_comparison
-from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap, sample
+from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from drafts.report import html
 from drafts.saved_cells import SavedCells
 from drafts.table import as_csv, in_order
 from drafts.ties import judge_differences
+from drafts.trained_on import refuse_seen
 from pruning.checkpoint import load_tokenizer
 from pruning.plan import read_json
 from server.engine_command import EngineSettings
@@ -152,16 +153,6 @@ def in_one_pass(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _refuse_seen(prompts: list[Prompt], training_file: Path | None) -> str | None:
-    """Hash of the training prompts that the draft's prompts were checked against; None where none are given."""
-    if training_file is None:
-        log("no --training-prompts given: whether the draft has seen these prompts in training is not checked")
-        return None
-    training = read_prompts(training_file)
-    refuse_overlap(training, prompts)
-    return prompts_hash(training)
-
-
 def trained(folder: Path) -> dict[str, Any]:
     """What a draft's training took, as ``recover`` wrote it down: seconds and tokens, None where that is not known."""
     position = (provenance.read(folder) or {}).get("position") or {}
@@ -187,14 +178,16 @@ def compare(
     """Runs the comparison and writes ``out`` (JSON), and beside it the rows as CSV, a report (HTML) and a picture (PNG).
 
     Args:
-        training_prompts: prompts the draft was trained on; an overlap with ``prompts_file`` is refused.
+        training_prompts: prompts that drafts were trained on; an overlap with ``prompts_file`` is refused, as is one with what a
+            draft itself says it was trained on.
     """
     pair = read_pair(pair_path)
     target = pair.target
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
     everything = read_prompts(prompts_file)
-    training = _refuse_seen(everything, training_prompts)
+    drafts = {**({"draft": pair.draft} if pair.draft else {}), **settings.drafts}
+    seen = refuse_seen(everything, training_prompts, drafts)
     tokenizer = load_tokenizer(target)
     defaults = sampling_defaults(target, pair.serving.engine_args)
     if defaults:
@@ -221,13 +214,12 @@ def compare(
     add_predictions(rows, pair)
     by_id = {prompt.id: prompt for prompt in prompts}
     dtype = EngineSettings(model=target, log_file=logs / "unused", extra_args=how.extra_args).computed_dtype
-    drafts = {**({"draft": pair.draft} if pair.draft else {}), **settings.drafts}
     record = {
         "rows": rows, "settings": run.identity["settings"], "inputs": run.identity["inputs"],
         "speculative_config": pair.serving.speculative_config, "enforce_eager": eager, "versions": provenance.versions(),
         "hardware": provenance.hardware(), "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
         "choice": read_choice(pair.file.parent), "trained": {name: trained(folder) for name, folder in drafts.items()},
-        "training_prompts": training, "in_turns": not serves_alone(settings.one_at_a_time),
+        **seen, "in_turns": not serves_alone(settings.one_at_a_time),
         "sampling_defaults": defaults, "dtype": rounding_dtype(dtype),
         "examples": failures(cells, by_id, own_name(pair.speculative_config)),
     }  # fmt: skip

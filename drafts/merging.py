@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from drafts.packaging import SCHEMA_VERSION
+from drafts.trained_on import read_trained_on, write_trained_on
 from pruning.checkpoint import load_model, write_checkpoint
 from pruning.plan import load_plan, read_json
 from stages.errors import InputError
@@ -95,6 +96,9 @@ def merge(target: Path, first: Path, second: Path, out: Path, settings: MergeSet
         run.write(folder)
         write_text(folder / "understudy.json", json.dumps(_record(target, target_hash, first, inputs), indent=2) + "\n")
         write_text(folder / "README.md", _card(target, first, second, settings.share))
+        lists = [read_trained_on(parent) for parent in (first, second)]
+        if lists[0] is not None and lists[1] is not None:
+            write_trained_on(folder, lists[0] | lists[1])
     log(f"{out}: {first.name} and {second.name} merged at {settings.share:g}")
 
 

@@ -18,6 +18,7 @@ from drafts.packaging import package
 from drafts.parallel import CONFIG_KEY, with_masks
 from drafts.processes import launch, published, refuse_too_many, world
 from drafts.teacher import Teacher
+from drafts.trained_on import TrainedOn, read_trained_on, trained_on, write_trained_on
 from drafts.training import CHECKPOINT, RecoverSettings, Student, Trainer
 from pruning.checkpoint import write_checkpoint
 from pruning.plan import load_plan, read_json
@@ -98,9 +99,8 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
             run.write(folder)
         world().wait_for_everyone()
         trainer = Trainer(target, pruned, folder, settings)
-        training, kept_out = split_examples(
-            read_data(data / DATA), trainer.tokenizer, settings.max_length, settings.check_share
-        )
+        records = read_data(data / DATA)
+        training, kept_out = split_examples(records, trainer.tokenizer, settings.max_length, settings.check_share)
         trainer.restore()
         trainer.train(training)
         if not first:
@@ -115,6 +115,9 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         run.write(
             folder, figures=figures, position=asdict(trainer.position), losses=curve, processes=world().num_processes
         )
+        before = read_trained_on(settings.start) if settings.start else TrainedOn()
+        if before is not None:  # of a start that has no list, half a list would say too little
+            write_trained_on(folder, before | trained_on(records))
         package(target, folder, data)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     log(

@@ -133,18 +133,27 @@ def _caveats(record: dict[str, Any]) -> list[str]:
     found = []
     if "differing_outputs" in record:
         found.append(describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")))
-    if "training_prompts" in record:
-        checked = record["training_prompts"] is not None
-        found.append(
-            "No prompt, and no file that prompts were made from, is among the draft's training prompts (checked)." if checked
-            else "Whether the draft has seen these prompts in training was not checked: no --training-prompts were given."
-        )  # fmt: skip
+    if lists := record.get("trained_on", {"draft": False} if "training_prompts" in record else {}):
+        found.append(_seen(record["training_prompts"], lists))
     if record.get("sampling_defaults"):
         told = ", ".join(f"{name} {value:g}" for name, value in record["sampling_defaults"].items())
         found.append(
             f"The target's generation_config.json sets {told} for requests that do not say otherwise, as here."
         )
     return found
+
+
+def _seen(file: str | None, lists: dict[str, bool]) -> str:
+    """Whether drafts have seen the prompts in training, as far as that was checked."""
+    unknown = [] if file is not None else [name for name, has in lists.items() if not has]
+    checked = "No prompt, and no file that prompts were made from, is among the training prompts of {} (checked)."
+    unchecked = (
+        "Whether {} has seen these prompts in training was not checked: no list lies beside it, and no --training-prompts were "
+        "given."
+    )
+    known = [name for name in lists if name not in unknown]
+    told = [line.format(", ".join(names)) for line, names in ((checked, known), (unchecked, unknown)) if names]
+    return " ".join(told)
 
 
 def _loops(rows: Sequence[dict[str, Any]]) -> str:

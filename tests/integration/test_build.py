@@ -130,9 +130,11 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
 
 
 def test_training_prompts_are_refused_for_a_comparison(built: Path) -> None:
-    train = str(PROMPTS / "train.jsonl")
-    done = understudy(
-        "compare", str(built / "out" / "pair"), train, "--out", str(built / "c.json"), "--training-prompts", train
-    )
+    train, pair, out = str(PROMPTS / "train.jsonl"), str(built / "out" / "pair"), str(built / "c.json")
+    done = understudy("compare", pair, train, "--out", out)
+    assert done.returncode == 2
+    assert "is one that draft was trained on" in done.stderr or "prompts that draft was trained on" in done.stderr
+    heldout = str(PROMPTS / "heldout.jsonl")
+    done = understudy("compare", pair, heldout, "--out", out, "--training-prompts", heldout)
     assert done.returncode == 2
     assert "is also a training prompt" in done.stderr

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from drafts.merging import MergeSettings, check_parents, merge, slerp
+from drafts.trained_on import TrainedOn, read_trained_on, write_trained_on
 from pruning.checkpoint import load_model, save_checkpoint
 from pruning.plan import load_plan
 from pruning.prune import PruneSettings, prune
@@ -62,6 +64,19 @@ def test_every_tensor_of_the_merged_draft_lies_between_its_parents(parents: dict
     before = (out / "run.json").read_text()
     merge(parents["target"], parents["first"], parents["second"], out, MergeSettings(share=0.3))
     assert (out / "run.json").read_text() == before
+
+
+def test_a_merged_draft_has_seen_what_both_parents_had(parents: dict[str, Path], tmp_path: Path) -> None:
+    seen = {"first": TrainedOn(frozenset(["a"]), frozenset(["x"])), "second": TrainedOn(frozenset(["b"]))}
+    folders = {name: tmp_path / name for name in seen}
+    for name, folder in folders.items():
+        shutil.copytree(parents[name], folder)
+    write_trained_on(folders["first"], seen["first"])
+    merge(parents["target"], folders["first"], folders["second"], tmp_path / "half", MergeSettings())
+    assert read_trained_on(tmp_path / "half") is None
+    write_trained_on(folders["second"], seen["second"])
+    merge(parents["target"], folders["first"], folders["second"], tmp_path / "both", MergeSettings())
+    assert read_trained_on(tmp_path / "both") == TrainedOn(frozenset(["a", "b"]), frozenset(["x"]))
 
 
 def test_parents_of_another_plan_or_target_are_refused(parents: dict[str, Path], tmp_path: Path) -> None:

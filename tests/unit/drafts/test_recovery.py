@@ -11,6 +11,7 @@ from drafts.distilling import DATA, DistillSettings, distill, read_data
 from drafts.examples import Example, collate
 from drafts.recovery import recover
 from drafts.teacher import Teacher
+from drafts.trained_on import FILE, TrainedOn, read_trained_on, write_trained_on
 from drafts.training import RecoverSettings, Trainer, learning_rate_factor
 from pruning.checkpoint import load_model, load_target
 from pruning.prune import PruneSettings, prune
@@ -92,6 +93,23 @@ def test_a_draft_folder_is_a_plain_checkpoint_bound_to_its_target(made: dict[str
     assert (out / "README.md").read_text().startswith("# Draft of")
     assert load_model(out).config.num_hidden_layers == 2
     assert (out / "tokenizer.json").read_bytes() == (made["target"] / "tokenizer.json").read_bytes()
+    listed = read_trained_on(out)
+    assert listed is not None
+    assert listed.prompts == {record["id"] for record in read_data(made["data"] / DATA)}
+
+
+@pytest.mark.parametrize("start_is_known", [True, False])
+def test_a_draft_that_goes_on_from_another_has_seen_what_that_had(
+    made: dict[str, Path], tmp_path: Path, start_is_known: bool
+) -> None:
+    start, out, short = tmp_path / "start", tmp_path / "draft", RECOVER.model_copy(update={"tokens": 1})
+    run(made, start, short)
+    (start / FILE).unlink()
+    if start_is_known:
+        write_trained_on(start, TrainedOn(frozenset(["earlier"])))
+    run(made, out, short.model_copy(update={"start": start}))
+    listed = read_trained_on(out)
+    assert (listed is not None and listed.prompts > {"earlier"}) is start_is_known, "half a list would say too little"
 
 
 def test_a_ragged_model_recovers_like_any_other(made: dict[str, Path], tmp_path: Path) -> None:

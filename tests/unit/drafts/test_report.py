@@ -121,6 +121,7 @@ def test_the_page_says_what_methods_and_columns_are_and_what_to_know_of_the_outp
     judged = {"method": "draft", "prompt_id": "1", "kind": "code", "concurrency": 1, "tie": True}
     more = {
         "trained": {"draft": {"train_seconds": 240.2, "train_tokens": 5}}, "training_prompts": None, "in_turns": False,
+        "trained_on": {"draft": True, "sibling": False},
         "sampling_defaults": {"top_k": 20, "top_p": 0.95}, "differing_outputs": [judged], "dtype": "float32",
     }  # fmt: skip
     page = html({**record(rows), **more})
@@ -130,12 +131,13 @@ def test_the_page_says_what_methods_and_columns_are_and_what_to_know_of_the_outp
     assert "<dt>length</dt>" in page
     assert "1 greedy output (each prompt and method counted once) differ from plain" in page
     assert "1 of them part at a tie of float32" in page
-    assert "was not checked: no --training-prompts" in page
+    assert "is among the training prompts of draft (checked)" in page
+    assert "Whether sibling has seen these prompts in training was not checked" in page
     assert "sets top_k 20, top_p 0.95 for requests" in page
     assert "one method after the other" in page
     calm = html({**record(rows), **more, "differing_outputs": [], "training_prompts": "hash", "in_turns": True})
     assert "Every greedy output was identical" in calm
-    assert "(checked)" in calm
+    assert "is among the training prompts of draft, sibling (checked)" in calm
     assert "taking turns after every 4 prompts" in calm
 
 
