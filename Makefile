@@ -75,7 +75,9 @@ results-draft: setup-suffix compiled
 		--set 'concurrencies=[1, 2, 4, 8, 16]' --set 'rates=[3]'
 	$(RUN) compare $(COMPILED)/pair $(COMPARED) --out $(LEVERS)/shapes.json --set 'concurrencies=[1]' \
 		--set 'drafts={one_layer: $(LEVERS)/drafts/one-layer-by-any-score, two_layers: $(LEVERS)/drafts/two-by-greedy-kl, three_layers: $(LEVERS)/drafts/three-by-block-influence, four_layers: $(LEVERS)/drafts/recipe, eight_layers: $(LEVERS)/drafts/eight-evenly-spaced, half_as_wide: $(LEVERS)/drafts/half-as-wide, draft_parallel: $(LEVERS)/drafts/in-one-pass}'
-	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(LEVERS)/sweep.json $(LEVERS)/comparison.json $(LEVERS)/shapes.json
+	$(RUN) compare $(COMPILED)/pair $(COMPARED) --out $(LEVERS)/long.json --set 'concurrencies=[1]' --set 'temperatures=[0]' \
+		--set max_tokens=160
+	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(foreach part,sweep comparison shapes long,$(LEVERS)/$(part).json)
 	$(PRELOAD) $(BIN)/python -m benchmarks.floor $(COMPILED)/pair $(PROMPTS)/heldout.jsonl
 	$(BIN)/python -m benchmarks.render
 

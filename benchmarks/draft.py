@@ -173,12 +173,19 @@ def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: made.get(key) for key in ("hardware", "date", "git_revision")}
 
 
+def longer(record: dict[str, Any]) -> dict[str, Any]:
+    """A comparison whose answers are long enough to loop, with what was chosen under that name."""
+    rows = [{**row, "method": NAMES.get(row["method"], row["method"])} for row in record["rows"]]
+    return {"rows": rows, **{key: record[key] for key in ("settings", "date", "git_revision")}}
+
+
 def main(arguments: list[str]) -> None:
-    """Reads the sweep's file, what it gave, and the comparison; writes draft.json beside this module."""
+    """Reads the sweep's file, what it gave, and three comparisons; writes draft.json beside this module."""
     file, *measured = map(Path, arguments)
-    sweep, record, shapes = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
+    sweep, record, shapes, long = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
     asked = read_yaml(file, Sweep).model_dump(mode="json", exclude={"levers"})
-    write_text(FILE, json.dumps({**joined(sweep, record, shapes), "sweep": asked | trained_on(sweep)}, indent=1) + "\n")
+    found = {**joined(sweep, record, shapes), "long": longer(long), "sweep": asked | trained_on(sweep)}
+    write_text(FILE, json.dumps(found, indent=1) + "\n")
     print(f"{FILE.parent.name}/{FILE.name}")
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks.comparison_render import off
-from benchmarks.draft import joined, lever_rows, tokens_at_one
+from benchmarks.draft import joined, lever_rows, longer, tokens_at_one
 from benchmarks.levers_render import lever_cells, levers, shapes
 from drafts.training import RecoverSettings
 
@@ -85,7 +85,8 @@ def result() -> dict[str, Any]:
         },
     }  # fmt: skip
     swept_on = {"hardware": {"cpu": "another", "cores": 4, "memory_gib": 8}, "date": "2026-01-02T03:04:05+00:00"}
-    return {**joined(sweep, record, SHAPES), "sweep": swept_on}
+    long = longer({**record, "settings": {"max_tokens": 99}})
+    return {**joined(sweep, record, SHAPES), "long": long, "sweep": swept_on}
 
 
 def test_levers_have_the_length_of_the_served_number_of_tokens_and_a_prediction_where_one_of_their_shape_was_served(
@@ -123,6 +124,10 @@ def test_the_section_lists_the_best_lever_first_and_what_was_served(result: dict
     assert text.index("| deeper |") < text.index("| recipe |") < text.index("| narrow |")
     assert "| sibling | code | 1 | 0 | 50 |" in text
     assert "Trained on another, 4 cores, 8 GiB, 2026-01-02." in text
+    of_long = text.partition("### Longer answers")[2]
+    assert "up to 99 tokens" in of_long
+    assert "| chosen | code | 1 | 0 | 50 |" in of_long
+    assert "| draft | code |" in of_long, "the recipe's"
     rows = [row for row in result["rows"] if row["lever"] == "recipe" and "num_positions" in row]
     assert lever_cells(rows) == [
         "recipe", "0, 6", "60", "2,000", "0.500", "0.400", "2.00", "2.00", "2.00", "2.00", "1.30", "1.30", "1.36", "1.36",
@@ -156,7 +161,7 @@ def test_a_draft_for_one_pass_has_a_row_for_each_way(result: dict[str, Any]) -> 
     lengths = {row["method"]: row["mean_acceptance_length"] for row in made["rows"] if "num_positions" in row}
     assert lengths == {"draft": 2.0, "draft_parallel": 1.8}
     assert made["rows"][-1]["lever"] is None, "no folder is told here"
-    assert "in one pass, all at once" in levers({**made, "sweep": result["sweep"]})
+    assert "in one pass, all at once" in levers({**made, "long": result["long"], "sweep": result["sweep"]})
 
 
 def test_a_draft_for_one_pass_is_predicted_and_served_in_that_way_only() -> None:
