@@ -91,8 +91,8 @@ def levers(record: dict[str, Any]) -> str:
             off(served),
             "### Longer answers",
             f"Answers of up to {record['long']['settings']['max_tokens']} tokens, greedy, one request at a time, methods in turns: "
-            "some of the target's outputs begin to loop, which makes drafting easier for methods that look back. *w/o loops* is the "
-            "speed-up without them.",
+            "some of the target's outputs begin to loop, which makes drafting easier for methods that look back. *w/o loops* is "
+            "the speed-up without them.",
             table(record["long"]["rows"]),
         ]
     )
