@@ -62,7 +62,9 @@ class Grid(Settings):
         scratch: whether a model is also trained from scratch for each number of removed layers.
         served: what is served beside the target, with its export.
         evaluation_limit: items of each task.
-        tokens: positions of each recovery; a merged model's two parents have half of them each.
+        tokens: positions of each recovery, prompts (with half the weight) and answers.
+        depth_tokens: positions of the recoveries that stand beside the paper's, which are answers' alone, as its loss has them; a
+            merged model's two parents have half of them each.
         nuteprune_steps: search and fine-tuning together.
         nuteprune_multiplier_rates: of its search, which has to arrive within so many steps, by the wanted sparsity.
     """
@@ -88,6 +90,7 @@ class Grid(Settings):
     answers: int = 800
     answer_tokens: int = 64
     tokens: int = 120_000
+    depth_tokens: int = 40_000
     batch_tokens: int = 1024
     lora_rank: int = 16
     nuteprune_steps: int = 160
@@ -106,9 +109,9 @@ FULL = Grid(quick=False, seeds=(0, 1, 2))
 QUICK = Grid(
     quick=True, seeds=(0,), removed_layers=(6,), width_sparsities=(0.5,), recoveries=("uniform", "important_first"),
     structured_sparsities=(0.25,), served=(("depth:pruned", 0.25, "uniform"), ("cfsp:paper", 0.5, "uniform")),
-    calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000, nuteprune_steps=10,
-    judged_prompts=12, served_prompts=4, served_tokens=24, served_repeats=1, served_at_once=2, enforce_eager=True,
-    cost_repeats=3,
+    calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000, depth_tokens=2_000,
+    nuteprune_steps=10, judged_prompts=12, served_prompts=4, served_tokens=24, served_repeats=1, served_at_once=2,
+    enforce_eager=True, cost_repeats=3,
 )  # fmt: skip
 
 

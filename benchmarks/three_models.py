@@ -144,15 +144,19 @@ class Workshop:
         )
         return self._recovered(self.pruned(cell), self.answers("direct", cell.seed), lora)
 
+    def _on_answers(self, cell: Cell, tokens: int) -> RecoverSettings:
+        """As the paper's loss has it: prompts are read and not learned."""
+        return self.training(cell, tokens=tokens, prompt_weight=0.0)
+
     def _trained(self, cell: Cell, arm: str) -> Path:
         if arm not in ("sft", "selfdata"):
             raise InputError(f"{cell.method}: no such arm of depth pruning; pruned, sft, selfdata or merged")
         data = self.answers("reference" if arm == "sft" else "direct", cell.seed)
-        return self._recovered(self.pruned(cell), data, self.training(cell))
+        return self._recovered(self.pruned(cell), data, self._on_answers(cell, self.grid.depth_tokens))
 
     def _merged(self, cell: Cell) -> Path:
         """Two recoveries on the target's answers to code and to chat prompts, each on half of the budget, as one model."""
-        half = self.training(cell, tokens=max(1, self.grid.tokens // 2))
+        half = self._on_answers(cell, max(1, self.grid.depth_tokens // 2))
         pruned = self.pruned(cell)
         parents = [self._recovered(pruned, self.answers("direct", cell.seed, kind), half) for kind in ("code", "chat")]
         with alone(self._folder("merged", *parents)) as folder:

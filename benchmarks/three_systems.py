@@ -22,7 +22,7 @@ from typing import Any
 
 import typer
 
-from benchmarks.three_grid import FULL, QUICK, TEACHERS, Cell, Grid, Rows, cells_of
+from benchmarks.three_grid import ARMS, FULL, QUICK, TEACHERS, Cell, Grid, Rows, cells_of
 from benchmarks.three_measuring import VALIDATION, Measuring
 from benchmarks.three_models import TARGET, TRAIN
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
@@ -42,7 +42,8 @@ OF_THIS_MACHINE = ("speed", "cost")
 def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     """The identity of a cell, to ask whether its folder is current: itself, the budgets, target, prompts and tasks.
 
-    What other cells the grid has does not belong to it, nor do the rates of NutePrune's multipliers to other methods' cells.
+    What other cells the grid has does not belong to it, nor do the rates of NutePrune's multipliers and the budget of depth's
+    recoveries to other methods' cells.
     """
     budgets = grid.model_dump(
         mode="json",
@@ -56,6 +57,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
             "recoveries",
             "scratch",
             *(() if cell.method in TEACHERS else ("nuteprune_multiplier_rates",)),
+            *(() if cell.method in ARMS[1:] else ("depth_tokens",)),
         },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]

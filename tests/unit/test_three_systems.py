@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
-from benchmarks.three_models import alone, seconds_of
+from benchmarks.three_models import Workshop, alone, seconds_of
 from benchmarks.three_render import figures, made_on, same_arms, same_cut
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
@@ -165,6 +165,22 @@ def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
     served = Cell("speed", "cfsp:paper", 0.5, NONE, 0)
     assert run_of(served, QUICK).identity != run_of(served, more).identity
     assert run_of(CELL, QUICK).identity == run_of(CELL, more).identity
+
+
+def test_depths_recoveries_learn_answers_alone_and_their_budget_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, made = Workshop(QUICK, Path("nowhere")), []
+    monkeypatch.setattr(shop, "pruned", lambda cell: Path("pruned"))
+    monkeypatch.setattr(shop, "answers", lambda mode, seed, kind=None: Path(mode))
+    monkeypatch.setattr(shop, "_recovered", lambda pruned, data, settings: made.append((data.name, settings)) or data)
+    share, changed = 0.25, QUICK.model_copy(update={"depth_tokens": 7})
+    sft, selfdata = (Cell("depth", f"depth:{arm}", share, "full", 0) for arm in ("sft", "selfdata"))
+    narrowed = Cell("width", "cfsp:paper", 0.5, "uniform", 0)
+    for cell in (sft, selfdata, narrowed):
+        shop.model(cell)
+    assert [data for data, _ in made] == ["reference", "direct", "direct"]
+    assert [(s.prompt_weight, s.tokens) for _, s in made] == [(0.0, 2000), (0.0, 2000), (0.5, 6000)]
+    for cell, is_same in ((selfdata, False), (narrowed, True), (Cell("depth", "depth:pruned", share, NONE, 0), True)):
+        assert (run_of(cell, QUICK).identity == run_of(cell, changed).identity) is is_same
 
 
 def record() -> dict[str, Any]:
