@@ -133,7 +133,7 @@ def _caveats(record: dict[str, Any]) -> list[str]:
     found = []
     if "differing_outputs" in record:
         found.append(describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")))
-    if lists := record.get("trained_on", {"draft": False} if "training_prompts" in record else {}):
+    if lists := record.get("trained_on"):
         found.append(_seen(record["training_prompts"], lists))
     if record.get("sampling_defaults"):
         told = ", ".join(f"{name} {value:g}" for name, value in record["sampling_defaults"].items())
