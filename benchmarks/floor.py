@@ -3,7 +3,7 @@
 Where `choose` lets a pair draft nothing, it does what plain decoding does, and the question is whether it loses anything to it.
 Turns of that load take seconds, so a few of them cannot tell a loss from the engines' noise. Here there are many, and a second
 plain engine beside them says what the noise is. A third one schedules a step after the one before has ended, which vLLM does beside
-every proposer of one's own: what that costs is not the draft's. Writes floor.json.
+every proposer of one's own: what that costs is not the draft's. Writes floor.json; an interrupted run goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from drafts.blocks import Cell, blocks_of, conditions_of
 from drafts.cells import acceptance, faster, groups
 from drafts.encoding import fitting
 from drafts.methods import EngineOptions, Method, own_name
-from drafts.prompts import read_prompts, sample
+from drafts.prompts import prompts_hash, read_prompts, sample
+from drafts.saved_cells import SavedCells
 from evaluation.scores import percentiles, resampled
 from pruning.checkpoint import load_tokenizer
 from server.pair import read_pair
 from stages import provenance
 from stages.folders import write_text
+from stages.hashing import checkpoint_hash
 
 FILE = Path(__file__).parent / "floor.json"
 TIMES = 2000
@@ -64,8 +66,13 @@ def main() -> None:
     parser.add_argument("pair", type=Path, help="folder of the pair, e.g. build/reference-compiled/pair")
     parser.add_argument("prompts", type=Path, help="held-out prompts (JSONL)")
     parser.add_argument("--concurrencies", type=int, nargs="+", default=[8, 16], help="requests at a time")
-    parser.add_argument("--turns", type=int, default=6, help="of every kind, temperature and number of requests")
-    parser.add_argument("--prompts-per-kind", type=int, default=64, help="asked in each turn")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=8,
+        help="of every kind, temperature and number of requests: a multiple of the four engines, for each to begin as often",
+    )
+    parser.add_argument("--prompts-per-kind", type=int, default=48, help="asked in each turn")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--out", type=Path, default=FILE)
     asked = parser.parse_args()
@@ -87,9 +94,13 @@ def main() -> None:
         Method(IN_STEP, engine_args=("--no-async-scheduling",)),
     ]  # fmt: skip
     how = EngineOptions(serving.max_model_len, max(asked.concurrencies), serving.enforce_eager, serving.engine_args)
-    cells = ask_methods(
-        pair.target, methods, Asking(tuple(blocks), asked.max_tokens), asked.out.parent / "engine-logs", how
-    )
+    asking = Asking(tuple(blocks), asked.max_tokens, one_at_a_time=False)
+    made_from = [
+        serving.model_dump(mode="json"), checkpoint_hash(pair.target), prompts_hash(prompts), str(blocks), asked.max_tokens,
+        provenance.versions(), provenance.hardware(),
+    ]  # fmt: skip
+    saved = SavedCells(asked.out.with_name(f".{asked.out.stem}.cells.jsonl"), made_from)
+    cells = ask_methods(pair.target, methods, asking, asked.out.parent / "engine-logs", how, saved)
     record = {
         "rows": rows_of(cells), "speculative_config": serving.speculative_config, "enforce_eager": serving.enforce_eager,
         "prompts_per_kind": asked.prompts_per_kind, "max_tokens": asked.max_tokens,
@@ -97,6 +108,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(), "git_revision": provenance.git_revision(),
     }  # fmt: skip
     write_text(asked.out, json.dumps(record, indent=1) + "\n")
+    saved.clear()
     print(asked.out)
 
 

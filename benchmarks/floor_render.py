@@ -69,7 +69,7 @@ def floor(record: dict[str, Any]) -> str:
             f"Engines side by side take turns of {record['prompts_per_kind']} prompts: plain; the pair; plain once more, which "
             "says how far two engines that do the same lie apart; and plain in step, which schedules a step after the one before "
             "has ended, as vLLM does beside a proposer of one's own. Ratios of output tokens per second over plain's over all "
-            "turns, in brackets bootstrap intervals (95 %) over turns.",
+            "turns, in brackets bootstrap intervals (95 %) over turns, which so few turns make somewhat too narrow.",
             "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *table]),
             verdict(rows),
         ]

@@ -39,7 +39,7 @@ def reference(record: dict[str, Any]) -> str:
             "counts: an n-gram lookup without a match is a plain step and not in it.",
             table(record["rows"]),
             off(record["rows"]),
-            describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")),
+            describe_differences(record),
         ]
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drafts.blocks import Block, Cell
+from drafts.blocks import Block, Cell, Condition
 from drafts.client import Sampling, ask_all
 from drafts.methods import MODEL, EngineOptions, Method, serving, settle_s
 from drafts.saved_cells import SavedCells
@@ -25,7 +25,7 @@ def run_cells(
     begin: int = 0,
     keep: Callable[[Cell], None] = lambda _: None,
 ) -> list[Cell]:
-    """Runs every block with every method, in an order of methods that shifts with every block.
+    """Runs every block with every method, in an order of methods that changes with every block (``orders_of``).
 
     Blocks are small beside the slow drifts of a machine's speed, which therefore stay out of the ratios between
     methods. Each method first answers one prompt of every kind unmeasured. Before each turn there is a pause of ``settle_s``.
@@ -40,13 +40,13 @@ def run_cells(
     first = list({prompt.kind: prompt for block in blocks for prompt in block.prompts}.values())
     for url in urls.values():
         asyncio.run(ask_all(url, MODEL, first, Sampling(16, 1.0), len(first)))
-    cells = []
+    cells, orders = [], orders_of(list(urls), blocks)
     with progress("measuring", (len(blocks) - begin) * len(urls), "cells") as advance:
         for turn, block in list(enumerate(blocks))[begin:]:
             if turn == 0 or not block.same_pass(blocks[turn - 1]):
                 forget()
             drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
-            for method in rotated(list(urls), turn):
+            for method in orders[turn]:
                 time.sleep(settle_s)
                 condition = block.condition
                 asked = ask_all(urls[method], MODEL, block.prompts, drawn, condition.concurrency, rate=condition.rate)
@@ -109,7 +109,18 @@ def _forget_cell(_: Cell) -> None:
     """Keeps nothing."""
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """The names in order, beginning with the one at place ``by`` (modulo their number)."""
-    start = by % len(names)
-    return [*names[start:], *names[:start]]
+def orders_of(names: Sequence[str], blocks: Sequence[Block]) -> list[list[str]]:
+    """In which order the methods take their turns of each block.
+
+    Of one condition's blocks every second one has the order of the one before reversed, so that what drifts evenly favours none;
+    each such pair begins with another method, and so does each condition.
+    """
+    before: dict[Condition, int] = {}
+    found = []
+    for block in blocks:
+        earlier = before.setdefault(block.condition, 0)
+        start = (list(before).index(block.condition) + earlier // 2) % len(names)
+        order = [*names[start:], *names[:start]]
+        found.append(order[::-1] if earlier % 2 else order)
+        before[block.condition] += 1
+    return found

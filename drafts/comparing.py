@@ -76,9 +76,9 @@ class CompareSettings(Settings):
 
     prompts_per_kind: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=96, ge=2)
-    concurrencies: tuple[int, ...] = Field(default=(1, 4), min_length=1)
+    concurrencies: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 4), min_length=1)
     rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0, 1.0), min_length=1)
     repeats: int = Field(default=3, ge=1)
     block_size: int = Field(default=20, ge=1)
     seed: int = 0
@@ -206,8 +206,9 @@ def compare(
     conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
     blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
     asked = Asking(tuple(blocks), settings.max_tokens, settings.one_at_a_time)
+    served = [*map(str, methods), str(how)]  # a pair may be chosen anew between two runs
     saved = SavedCells(
-        out.with_name(f".{out.stem}.cells.jsonl"), [run.identity, provenance.versions(), provenance.hardware()]
+        out.with_name(f".{out.stem}.cells.jsonl"), [run.identity, served, provenance.versions(), provenance.hardware()]
     )
     cells = ask_methods(target, methods, asked, logs, how, saved)
     rows = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])

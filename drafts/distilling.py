@@ -62,7 +62,7 @@ class DistillSettings(Settings):
     """
 
     max_tokens: int = Field(default=128, ge=1)
-    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0, 1.0), min_length=1)
     seed: int = 0
     kinds: tuple[str, ...] | None = Field(default=None, min_length=1)
     max_prompts: int | None = Field(default=None, ge=1)
@@ -146,6 +146,25 @@ def read_data(path: Path) -> list[dict[str, Any]]:
             if not line.endswith("}"):
                 continue
             raise InputError(f"{path}, line {number}: not valid JSON ({error}); remove the line or the file") from error
+    return records
+
+
+def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
+    """The records that ``distill`` wrote.
+
+    Raises:
+        InputError: there are none, or another target's answers are among them.
+    """
+    records = read_data(data / DATA)
+    if not records:
+        raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' first")
+    for number, record in enumerate(records, 1):
+        answered_by = record.get("target_sha256", target_hash)
+        if answered_by != target_hash:
+            raise InputError(
+                f"{data / DATA}, line {number}: answered by the target {answered_by[:12]}, not by {target_hash[:12]}; "
+                "run 'understudy distill' with this target"
+            )
     return records
 
 

@@ -18,15 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from drafts.distilling import DATA, read_data
+from drafts.distilling import DATA, read_answers
 from drafts.examples import Example, batches, make_example
 from drafts.losses import agreement, overlap
 from drafts.parallel import CONFIG_KEY, with_masks
 from drafts.teacher import Teacher, decoder_and_head
+from drafts.trained_on import refuse_known
 from drafts.training import Student
 from pruning.checkpoint import load_model, load_target
 from stages.errors import InputError
 from stages.folders import write_text
+from stages.hashing import checkpoint_hash
 from stages.progress import log, progress
 from stages.settings import Settings
 
@@ -49,7 +51,7 @@ class Figures(Settings):
     """Judgement of one kind of answers at one temperature.
 
     Attributes:
-        overlap: mean of sum_x min(p, q) at temperature 1 over answer positions.
+        overlap: mean of sum_x min(p, q) over answer positions, at the answers' temperature (greedy ones: at 1).
         agreement: share of answer positions where the most likely tokens are equal.
         acceptance_lengths: mean acceptance length (bonus token included) with 1, 2, … draft tokens.
         greedy_drafting_lengths: likewise for a draft that proposes its most likely token at any temperature, which is accepted
@@ -176,10 +178,11 @@ def judge(target: Path, draft: Path, data: Path, out: Path | None, settings: Jud
     """Judges a draft on answers that 'distill' wrote for prompts it was not trained on; writes ``out`` (JSON) if given.
 
     Raises:
-        InputError: there are no answers.
+        InputError: there are no answers, another target gave them, or the draft was trained on one of the prompts.
     """
     model, tokenizer = load_target(target, dtype="float32")
-    records = read_data(data / DATA)
+    records = read_answers(data, checkpoint_hash(target))
+    refuse_known(((record["id"], record.get("source")) for record in records), draft)
     encoded = [(record, make_example(record, tokenizer, settings.max_length)) for record in records]
     usable = [(record, example) for record, example in encoded if example is not None]
     if not usable:

@@ -38,6 +38,7 @@ from drafts.predicting import cost_split
 from drafts.prompts import Prompt, prompts_hash, read_prompts, sample
 from drafts.saved_cells import SavedCells
 from drafts.served import served
+from drafts.trained_on import identified, refuse_known
 from pruning.checkpoint import load_tokenizer
 from stages.errors import EngineError
 from stages.folders import publish, write_text
@@ -70,7 +71,7 @@ class MeasureSettings(Settings):
     num_speculative_tokens: tuple[Count, Count] = (2, 6)
     prompts_per_kind: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=64, ge=2)
-    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0, 1.0), min_length=1)
     concurrencies: tuple[Count, ...] = Field(default=(1, 4, 8, 16), min_length=1)
     repeats: int = Field(default=2, ge=1)
     seed: int = 0
@@ -252,9 +253,15 @@ def methods_in(draft: Path, way: Way, settings: MeasureSettings, how: EngineOpti
 
 
 def measure(target: Path, draft: Path, prompts_file: Path, out: Path, settings: MeasureSettings) -> None:
-    """Writes ``out/measurements.json``: step costs at several batch sizes, acceptance by position, suffix decoding's speed-ups."""
+    """Writes ``out/measurements.json``: step costs at several batch sizes, acceptance by position, suffix decoding's speed-ups.
+
+    Raises:
+        InputError: the draft was trained on one of the prompts.
+    """
     settings = settings.model_copy(update={"suffix": wants_suffix(settings.suffix)})
-    prompts = fitting(read_prompts(prompts_file), load_tokenizer(target), settings.max_model_len, settings.max_tokens)
+    everything = read_prompts(prompts_file)
+    refuse_known(identified(everything), draft)
+    prompts = fitting(everything, load_tokenizer(target), settings.max_model_len, settings.max_tokens)
     inputs = {"target": checkpoint_hash(target), "draft": checkpoint_hash(draft), "prompts": prompts_hash(prompts)}
     run = Run("measure", settings.model_dump(mode="json"), inputs, settings.seed)
     if up_to_date(run, out):

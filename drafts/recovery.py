@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from drafts.distilling import DATA, read_data
+from drafts.distilling import DATA, read_answers, read_data
 from drafts.examples import Example, batches, split_examples
 from drafts.losses import agreement, overlap
 from drafts.packaging import package
@@ -27,25 +27,6 @@ from stages.folders import check_place, partial_of
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
 from stages.provenance import Run, goes_on, up_to_date
-
-
-def read_answers(data: Path, target_hash: str) -> list[dict[str, Any]]:
-    """The records that ``distill`` wrote.
-
-    Raises:
-        InputError: there are none, or another target's answers are among them.
-    """
-    records = read_data(data / DATA)
-    if not records:
-        raise InputError(f"{data / DATA}: no answers there; run 'understudy distill' first")
-    for number, record in enumerate(records, 1):
-        answered_by = record.get("target_sha256", target_hash)
-        if answered_by != target_hash:
-            raise InputError(
-                f"{data / DATA}, line {number}: answered by the target {answered_by[:12]}, not by {target_hash[:12]}; "
-                "run 'understudy distill' with this target"
-            )
-    return records
 
 
 def _run(target: Path, pruned: Path, data: Path, settings: RecoverSettings) -> Run:
@@ -95,7 +76,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     with published(out, partial_of(out.resolve()), run.stage) as folder:
         if first:
             if not goes_on(run, folder):
-                shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
             run.write(folder)
         world().wait_for_everyone()
         trainer = Trainer(target, pruned, folder, settings)
@@ -119,7 +100,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
         if before is not None:  # of a start that has no list, half a list would say too little
             write_trained_on(folder, before | trained_on(records))
         package(target, folder, data)
-    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    (out / CHECKPOINT).unlink()
     log(
         f"{out}: overlap {figures.get('overlap', float('nan')):.3f}, agreement {figures.get('agreement', float('nan')):.3f}"
     )

@@ -132,7 +132,7 @@ def _caveats(record: dict[str, Any]) -> list[str]:
     """What a reader should know of the outputs: differences from plain, unseen prompts, the target's own sampling parameters."""
     found = []
     if "differing_outputs" in record:
-        found.append(describe_differences(record["differing_outputs"], record.get("dtype", "bfloat16")))
+        found.append(describe_differences(record))
     if lists := record.get("trained_on"):
         found.append(_seen(record["training_prompts"], lists))
     if record.get("sampling_defaults"):

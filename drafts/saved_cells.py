@@ -12,6 +12,7 @@ from drafts.blocks import Block, Cell, Condition
 from drafts.client import Answer, Speculation
 from stages.folders import storage_errors, write_text
 from stages.hashing import value_hash
+from stages.progress import log
 
 
 class SavedCells:
@@ -32,8 +33,15 @@ class SavedCells:
             head, *lines = self._file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError):
             return []
-        whole = lines[:-1]  # behind the last line break is nothing, or half a line
-        return [_cell(json.loads(line)) for line in whole] if head == self._head else []
+        if head != self._head:
+            return []
+        try:
+            return [
+                _cell(json.loads(line)) for line in lines[:-1]
+            ]  # behind the last line break is nothing, or half a line
+        except (ValueError, TypeError, KeyError):  # damaged, or of another version of this program
+            log(f"{self._file}: cannot be read; measuring from the beginning")
+            return []
 
     def keep(self, methods: Sequence[str], blocks: Sequence[Block]) -> int:
         """Forgets the cells of these methods that stand in the middle of a condition's prompts.

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -201,7 +201,7 @@ def link(folder: Path, place: Path) -> None:
 
 
 def row_of(
-    name: str, lever: Lever, draft: Path, judged: Judgement, parents: Sequence[dict[str, Any]] = ()
+    name: str, lever: Lever, draft: Path, figures: list[dict[str, Any]], parents: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
     """One row of the sweep; the budget as it was used, by the parents too.
 
@@ -214,39 +214,23 @@ def row_of(
         "lever": name, "settings": lever.model_dump(mode="json", exclude_defaults=True), "draft": str(draft),
         "kept_layers": list(load_plan(draft).kept_layers),
         **{key: own[key] + sum(row[key] for row in parents) for key in SPENT},
-        "figures": judged.figures, "judged": judged.identity,
+        "figures": figures,
     }  # fmt: skip
 
 
-class Judgement(NamedTuple):
-    """Figures of a draft, and a hash of what they were made from."""
-
-    figures: list[dict[str, Any]]
-    identity: str
-
-
-def judged(sweep: Sweep, recipe: Recipe, draft: Path, answers: Path, before: Sequence[dict[str, Any]]) -> Judgement:
-    """Judges a draft; one that was judged ``before`` on the same answers is not judged again."""
+def judged(sweep: Sweep, recipe: Recipe, draft: Path, answers: Path) -> list[dict[str, Any]]:
+    """Judges a draft; one that was judged on the same answers before is not judged again."""
     settings = sweep.judge.model_dump(mode="json")
     identity = value_hash([JUDGING, checkpoint_hash(draft), file_hash(answers / DATA), settings])
-    for row in before:
-        if row.get("judged") == identity:
-            return Judgement(row["figures"], identity)
-    found = judge(recipe.target, draft, answers, None, sweep.judge)
-    return Judgement([figures.model_dump(mode="json") for figures in found], identity)
+    file = sweep.out / "judged" / f"{identity[:16]}.json"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        judge(recipe.target, draft, answers, file, sweep.judge)
+    return list(json.loads(file.read_text(encoding="utf-8")))
 
 
 JUDGING = 1
 """Raised when the same draft is judged otherwise than before."""
-
-
-def earlier_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """What an earlier run of this sweep found."""
-    try:
-        found = json.loads((sweep.out / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
 
 
 def run_sweep(path: Path) -> list[dict[str, Any]]:
@@ -256,7 +240,6 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
     distill(recipe.target, recipe.prompts.validation, answers, sweep.answers)
     drafts: dict[str, Path] = {}
     rows: list[dict[str, Any]] = []
-    before = earlier_rows(sweep)
     in_order = sorted(sweep.levers.items(), key=lambda item: bool(item[1].parents))
     for number, (name, lever) in enumerate(in_order, 1):
         log(f"[{number}/{len(in_order)}] {name}")
@@ -267,7 +250,7 @@ def run_sweep(path: Path) -> list[dict[str, Any]]:
         else:
             drafts[name] = stages.draft(continued(varied(recipe, name, lever), drafts.get(lever.after or "")))
         link(drafts[name], sweep.out / "drafts" / slug(name))
-        found = judged(sweep, recipe, drafts[name], answers, before)
+        found = judged(sweep, recipe, drafts[name], answers)
         rows.append(row_of(name, lever, drafts[name], found, [row for row in rows if row["lever"] in lever.parents]))
         write_text(sweep.out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows

@@ -28,13 +28,15 @@ def fits(target: Path) -> bool:
     return COPIES * weights < hardware()["memory_gib"] * 2**30
 
 
-def describe_differences(records: Sequence[dict[str, Any]], dtype: str) -> str:
+def describe_differences(record: dict[str, Any]) -> str:
     """One sentence on greedy outputs that were not plain's.
 
     Args:
-        records: what ``judge_differences`` found.
-        dtype: what the engines computed in.
+        record: of a comparison; what ``judge_differences`` found is its ``differing_outputs``.
     """
+    records, dtype = record["differing_outputs"], record.get("dtype", "bfloat16")
+    if all(row["identical_outputs"] is None for row in record["rows"]):
+        return "Nothing was asked greedily, so outputs were not compared with plain's."
     if not records:
         return "Every greedy output was identical to plain's."
     number = f"{len(records)} greedy output{'s' if len(records) > 1 else ''} (each prompt and method counted once)"

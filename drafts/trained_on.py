@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drafts.prompts import Prompt, prompts_hash, read_prompts, refuse_overlap
+from drafts.prompts import Message, Prompt, prompts_hash, read_prompts, refuse_overlap
 from pruning.plan import read_json
 from stages.errors import InputError
 from stages.folders import write_text
@@ -33,18 +33,21 @@ class TrainedOn:
     def __or__(self, other: TrainedOn) -> TrainedOn:
         return TrainedOn(self.prompts | other.prompts, self.sources | other.sources)
 
-    def refuse(self, prompts: Sequence[Prompt], draft: str) -> None:
-        """Raises InputError if one of the prompts, or a file that they were made from, is training material of ``draft``."""
-        for prompt in prompts:
-            if prompt.id in self.prompts:
+    def refuse(self, prompts: Iterable[tuple[str, str | None]], draft: str) -> None:
+        """Raises InputError if one of the prompts (id, source), or a file that they were made from, is training material.
+
+        Args:
+            draft: name of the draft that was trained.
+        """
+        for number, source in prompts:
+            if number in self.prompts:
                 raise InputError(
-                    f"prompt {prompt.id} ({prompt.source or prompt.kind}) is one that {draft} was trained on ({FILE}); measure it "
-                    "on others"
+                    f"prompt {number} ({source or 'of no file'}) is one that {draft} was trained on ({FILE}); measure it on others"
                 )
-            if prompt.source and _source_hash(prompt.source) in self.sources:
+            if source and _source_hash(source) in self.sources:
                 raise InputError(
-                    f"prompts from {prompt.source} share their source file with prompts that {draft} was trained on ({FILE}); "
-                    "measure it on others"
+                    f"prompts from {source} share their source file with prompts that {draft} was trained on ({FILE}); measure it "
+                    "on others"
                 )
 
 
@@ -58,6 +61,19 @@ def trained_on(records: Iterable[dict[str, Any]]) -> TrainedOn:
     return TrainedOn(
         frozenset(prompt for prompt, _ in found), frozenset(_source_hash(source) for _, source in found if source)
     )
+
+
+def identified(prompts: Sequence[Prompt]) -> list[tuple[str, str | None]]:
+    """Ids and sources of them, and of the same texts asked by the other route: it is the text that a draft has learned."""
+    return [
+        (asked.id, prompt.source)
+        for prompt in prompts
+        for asked in (
+            prompt,
+            Prompt(prompt=prompt.text),
+            Prompt(messages=(Message(role="user", content=prompt.text),)),
+        )
+    ]
 
 
 def write_trained_on(folder: Path, material: TrainedOn) -> None:
@@ -84,6 +100,13 @@ def read_trained_on(folder: Path) -> TrainedOn | None:
         ) from None
 
 
+def refuse_known(prompts: Iterable[tuple[str, str | None]], draft: Path) -> None:
+    """Refuses prompts (id, source) that a draft's own list has; without a list nothing is known."""
+    found = read_trained_on(draft)
+    if found is not None:
+        found.refuse(prompts, str(draft))
+
+
 def refuse_seen(prompts: list[Prompt], training_file: Path | None, drafts: Mapping[str, Path]) -> dict[str, Any]:
     """What is known of whether drafts have seen the prompts in training; refuses those that one has.
 
@@ -97,7 +120,7 @@ def refuse_seen(prompts: list[Prompt], training_file: Path | None, drafts: Mappi
     """
     lists = {name: found for name, folder in drafts.items() if (found := read_trained_on(folder)) is not None}
     for name, found in lists.items():
-        found.refuse(prompts, name)
+        found.refuse(identified(prompts), name)
     training = None if training_file is None else read_prompts(training_file)
     if training is not None:
         refuse_overlap(training, prompts)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,8 +39,7 @@ from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
 from stages.settings import Settings
 
-CHECKPOINT = "training"
-STATE = "state.pt"
+CHECKPOINT = "training.pt"
 """In a checkpoint: weights of the student, and what its optimisers remember."""
 
 
@@ -248,17 +245,24 @@ class Trainer:
         self.losses: list[tuple[int, float]] = []
 
     def restore(self) -> None:
-        """Continues from the last checkpoint, if there is one."""
-        place, state = self.folder / CHECKPOINT / "position.json", self.folder / CHECKPOINT / STATE
-        if not place.is_file() or not state.is_file():
+        """Continues from the last checkpoint, if there is one.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        place = self.folder / CHECKPOINT
+        if not place.is_file():
             return
-        found = torch.load(state, map_location="cpu", weights_only=True)
+        try:
+            found = torch.load(place, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle raises whatever a damaged file makes it
+            raise InputError(
+                f"{place}: the checkpoint of an interrupted recovery cannot be read; delete it to begin anew"
+            ) from error
         self.accelerator.unwrap_model(self.student).load_state_dict(found["student"])
         for optimizer, its in zip(self.optimizers, found["optimizers"], strict=True):
             optimizer.load_state_dict(its)
-        saved = json.loads(place.read_text(encoding="utf-8"))
-        self.losses = [tuple(pair) for pair in saved.pop("losses")]
-        self.position = Position(**saved)
+        self.losses, self.position = found["losses"], Position(**found["position"])
         log(f"recovery resumes at {self.position.tokens:,} tokens")
 
     def save(self) -> None:
@@ -268,16 +272,15 @@ class Trainer:
         """
         if not self.accelerator.is_main_process:
             return
-        fresh, place = self.folder / f".{CHECKPOINT}.partial", self.folder / CHECKPOINT
+        fresh = self.folder / f".{CHECKPOINT}.partial"
+        state = {
+            "student": self.accelerator.unwrap_model(self.student).state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
+            "losses": self.losses, "position": asdict(self.position),
+        }  # fmt: skip
         with storage_errors(self.folder):
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
-            student = self.accelerator.unwrap_model(self.student).state_dict()
-            torch.save({"student": student, "optimizers": [one.state_dict() for one in self.optimizers]}, fresh / STATE)
-            state = {**asdict(self.position), "losses": self.losses}
-            (fresh / "position.json").write_text(json.dumps(state), encoding="utf-8")
-            shutil.rmtree(place, ignore_errors=True)
-            fresh.rename(place)
+            torch.save(state, fresh)
+            fresh.replace(self.folder / CHECKPOINT)
 
     def done(self) -> float:
         """Share of the budget used, in tokens or seconds, whichever is further."""

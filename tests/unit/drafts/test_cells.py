@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from drafts.asking import run_cells
+from drafts.asking import orders_of, run_cells
 from drafts.blocks import Cell, Condition, blocks_of, conditions_of
 from drafts.cells import acceptance, differing, histogram, rows_of
 from drafts.client import Answer, Sampling, Speculation, parse_speculation
@@ -73,10 +73,24 @@ def test_methods_take_turns_after_every_block_and_share_prompts_and_seeds(
     assert before == [6 * repeat for repeat in range(repeats)], "caches are emptied once before every repeat"
     assert len(made) == len(measured) == 2 * 3 * repeats
     turns = [measured[i : i + 2] for i in range(0, len(measured), 2)]
-    assert [turn[0][0] for turn in turns] == (["p", "d"] * 3)[: 3 * repeats]
+    assert [turn[0][0] for turn in turns] == ["p", "d", "d", "p", "p", "d"][: 3 * repeats]
     assert all(first[1:] == second[1:] for first, second in turns)
     assert [turn[0][1] for turn in turns][:3] == [["0", "1"], ["2", "3"], ["4"]]
     assert [turn[0][2] for turn in turns][:3] == [7, 9, 11]
+
+
+def test_within_each_condition_every_method_stands_at_every_place_equally_often() -> None:
+    names, prompts = ["plain", "a", "b", "c"], [Prompt(prompt=str(i), kind="code") for i in range(8)]
+    conditions = [Condition("code", n, t) for n in (1, 2) for t in (0.0, 1.0)]
+    blocks = blocks_of(prompts, conditions, repeats=2, block_size=2, seed=0)
+    orders = [(block.condition, order) for block, order in zip(blocks, orders_of(names, blocks), strict=True)]
+    for condition in conditions:
+        own = [order for found, order in orders if found == condition]
+        assert len(own) == 8
+        assert all(sorted(order) == sorted(names) for order in own)
+        assert all(sum(order[place] == name for order in own) == 2 for name in names for place in range(4))
+        assert all(first == second[::-1] for first, second in zip(own[::2], own[1::2], strict=True))
+    assert len({next(order[0] for found, order in orders if found == c) for c in conditions}) == len(names)
 
 
 def test_short_turns_are_repeated_more_often() -> None:

@@ -5,10 +5,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from drafts.distilling import DistillSettings, to_ask
+from drafts.distilling import DistillSettings, read_answers, to_ask
 from drafts.encoding import fitting, prompt_ids
 from drafts.prompts import Prompt
-from drafts.recovery import read_answers
 from stages.errors import InputError
 
 TARGET = Path(__file__).parents[3] / "reference" / "target"

@@ -91,6 +91,7 @@ def test_a_draft_folder_is_a_plain_checkpoint_bound_to_its_target(made: dict[str
     bound = json.loads((out / "understudy.json").read_text())
     assert bound["target_sha256"] == checkpoint_hash(made["target"])
     assert (out / "README.md").read_text().startswith("# Draft of")
+    assert "then trained on the target's own answers" in (out / "README.md").read_text()
     assert load_model(out).config.num_hidden_layers == 2
     assert (out / "tokenizer.json").read_bytes() == (made["target"] / "tokenizer.json").read_bytes()
     listed = read_trained_on(out)
@@ -199,6 +200,7 @@ def test_other_losses_train_too(made: dict[str, Path], tmp_path: Path, loss: str
 def test_a_sibling_starts_from_new_weights_of_the_same_shape(made: dict[str, Path], tmp_path: Path) -> None:
     short = RECOVER.model_copy(update={"tokens": 1, "learning_rate": 1e-9, "adam_learning_rate": 1e-9})
     run(made, tmp_path / "sibling", short.model_copy(update={"from_scratch": True}))
+    assert "New weights in the shape of" in (tmp_path / "sibling" / "README.md").read_text()
     sibling, pruned = load_model(tmp_path / "sibling"), load_model(made["pruned"])
     for (name, ours), theirs in zip(sibling.named_parameters(), pruned.parameters(), strict=True):
         assert ours.shape == theirs.shape

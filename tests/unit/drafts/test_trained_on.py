@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 
-from drafts.prompts import Prompt
-from drafts.trained_on import FILE, TrainedOn, read_trained_on, refuse_seen, trained_on, write_trained_on
+from drafts.prompts import Message, Prompt
+from drafts.trained_on import (
+    FILE,
+    TrainedOn,
+    identified,
+    read_trained_on,
+    refuse_known,
+    refuse_seen,
+    trained_on,
+    write_trained_on,
+)
 from stages.errors import InputError
 
 SEEN = Prompt(prompt="def read(path):", kind="code", source="json/decoder.py")
@@ -30,11 +39,20 @@ def draft(tmp_path: Path) -> Path:
 def test_a_seen_prompt_and_one_of_its_file_are_refused_and_others_are_not(draft: Path) -> None:
     found = read_trained_on(draft)
     assert found is not None
-    found.refuse([NEW], "draft")
+    found.refuse(identified([NEW]), "draft")
     with pytest.raises(InputError, match=f"{SEEN.id}.*that draft was trained on"):
-        found.refuse([NEW, SEEN], "draft")
+        found.refuse(identified([NEW, SEEN]), "draft")
     with pytest.raises(InputError, match=r"json/decoder.py share their source file with .* sibling was trained on"):
-        found.refuse([SAME_FILE], "sibling")
+        found.refuse(identified([SAME_FILE]), "sibling")
+
+
+def test_a_seen_text_is_refused_by_the_other_route_too(draft: Path, tmp_path: Path) -> None:
+    as_chat = Prompt(messages=(Message(role="user", content="def read(path):"),))
+    with pytest.raises(InputError, match=r"is one that .* was trained on"):
+        refuse_known(identified([NEW, as_chat]), draft)
+    write_trained_on(tmp_path, trained_on([{"id": as_chat.id}]))
+    with pytest.raises(InputError, match=r"is one that .* was trained on"):
+        refuse_known(identified([SEEN]), tmp_path)
 
 
 def test_the_list_tells_nobody_what_the_prompts_were(draft: Path) -> None:
@@ -47,7 +65,7 @@ def test_the_list_tells_nobody_what_the_prompts_were(draft: Path) -> None:
 def test_prompts_without_a_source_are_told_apart_by_what_they_ask() -> None:
     found = trained_on([record(Prompt(prompt="a"))])
     assert found.sources == frozenset()
-    found.refuse([Prompt(prompt="b")], "draft")
+    found.refuse(identified([Prompt(prompt="b")]), "draft")
 
 
 def test_two_lists_are_one() -> None:
