@@ -10,7 +10,7 @@ from typing import Any
 
 from drafts.distilling import DATA, read_data
 from drafts.pictures import draw_training
-from pruning.plan import Plan, load_plan
+from pruning.plan import AnyPlan, load_plan
 from stages import provenance
 from stages.folders import write_text
 from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
@@ -36,7 +36,7 @@ def describe_draft(target: Path, draft: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def _origin(plan: Plan, settings: dict[str, Any]) -> str:
+def _origin(plan: AnyPlan, settings: dict[str, Any]) -> str:
     """Where the weights come from that training began with."""
     if settings.get("from_scratch"):
         return f"New weights in the shape of {plan.described} of the target"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -35,6 +35,7 @@ from pruning.checkpoint import load_target, quickly_computed
 from pruning.plan import load_plan
 from stages.errors import InputError
 from stages.folders import storage_errors
+from stages.interruption import interrupted_between_steps
 from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
 from stages.settings import Settings
@@ -340,17 +341,13 @@ class Trainer:
     def train(self, examples: Sequence[Example]) -> None:
         """Trains until the budget is used up; checkpoints on the way, at the end, and when it is interrupted.
 
-        One of several processes may be interrupted in the middle of a step, and then goes on from the last checkpoint.
+        Several processes are interrupted in the middle of a step, and then go on from the last checkpoint.
         """
-        try:
-            self._train(examples)
-        except KeyboardInterrupt:
-            if self.accelerator.num_processes == 1:
-                self.save()
-            raise
-        self.save()
+        with interrupted_between_steps(self.accelerator.num_processes == 1) as interrupted:
+            self._train(examples, interrupted)
+            self.save()
 
-    def _train(self, examples: Sequence[Example]) -> None:
+    def _train(self, examples: Sequence[Example], interrupted: Callable[[], bool]) -> None:
         settings, position = self.settings, self.position
         teacher = Teacher(self.teacher_model, int(settings.teacher_cache_gib * 2**30)) if self.needs_teacher else None
         saved, last = position.seconds, time.monotonic()
@@ -369,6 +366,9 @@ class Trainer:
                     position.tokens, position.batch = position.tokens + batch.num_tokens, number + 1
                     self.losses.append((position.tokens, round(loss, 4)))
                     advance(100 * (self.done() - before), note=f"loss {loss:.3f}, {position.tokens:,} positions")
+                    if interrupted():
+                        self.save()
+                        raise KeyboardInterrupt
                     if position.seconds - saved > settings.checkpoint_every_s:
                         self.save()
                         saved = position.seconds

@@ -13,14 +13,14 @@ CAP = 1 - 1 / 1.05
 
 
 def importance(distances: Sequence[float], alpha: float) -> list[float]:
-    """n_l = sigmoid(alpha (rho_l - mean rho)) of CFSP's coarse allocation, in (0, 1); a layer that turns more has more.
+    """n_l = sigmoid(alpha (rho_l - mean rho)) of CFSP's coarse allocation, in [0, 1]; a layer that turns more has more.
 
     Args:
         distances: rho_l, mean angular distance between a layer's input and output, in [0, 1].
         alpha: steepness. 13.1 gives the released code's, which divides a sum over 131,072 tokens by 1e4.
     """
     mean = math.fsum(distances) / len(distances)
-    return [1 / (1 + math.exp(-alpha * (distance - mean))) for distance in distances]
+    return [(1 + math.tanh(alpha * (distance - mean) / 2)) / 2 for distance in distances]
 
 
 def densities(importances: Sequence[float], sparsity: float) -> list[float]:
@@ -72,7 +72,10 @@ def _units(wanted: float, sparsity: float, least: int, most: int, full: float, t
     units = min(max(round(wanted), least), most)
     realised = 1 - units / full
     if abs(realised - sparsity) > tolerance or realised <= 0:
-        how = f"sparsity {sparsity:g} cannot be reached with widths in multiples of round_to and at least one multiple a layer"
+        how = (
+            f"sparsity {sparsity:g} cannot be reached to within {tolerance:g} (tolerance) with widths in multiples of round_to and "
+            "at least one multiple a layer"
+        )
         nearest = realised if realised > 0 else 1 - (units - 1) / full
         if units - (realised <= 0) < least:
             raise InputError(f"{how}, nor any other; give a smaller round_to")

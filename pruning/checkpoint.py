@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from pruning.families import cut_config, family_of
@@ -26,7 +33,8 @@ TOKENIZER_PATTERNS = (
     "chat_template*", "additional_chat_templates",
 )  # fmt: skip
 """Files that belong to the tokenizer, copied byte by byte."""
-COPIED_PATTERNS = (*TOKENIZER_PATTERNS, "generation_config.json", "LICENSE*", "NOTICE*")
+GENERATION = "generation_config.json"
+COPIED_PATTERNS = (*TOKENIZER_PATTERNS, GENERATION, "LICENSE*", "NOTICE*")
 """With how the target is meant to be sampled, and the terms its weights came under."""
 
 INDEX = "model.safetensors.index.json"
@@ -142,7 +150,15 @@ def load_model(
         raise InputError(f"{folder}: the weights cannot be read ({_line(error)}); copy the checkpoint again") from error
     if found["missing_keys"]:  # transformers would leave them random
         raise InputError(f"{folder}: weight {min(found['missing_keys'])} is missing; copy the checkpoint again")
-    placed: PreTrainedModel = model if hasattr(model, "hf_device_map") else model.to(_device(device))
+    try:
+        placed: PreTrainedModel = model if hasattr(model, "hf_device_map") else model.to(_device(device))
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch's for names it does not know and for GPUs that are not there, or full
+        raise InputError(
+            f"device {device!r}: {_line(error)}; give auto, cpu, or a GPU that is there, e.g. cuda:0"
+        ) from error
     return placed.eval()
 
 
@@ -169,8 +185,10 @@ def _kept_tensors(folder: Path, kept_layers: Sequence[int]) -> Iterator[tuple[st
                     yield new_name, file.get_tensor(name)
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The type of the first weight, for configs that do not name one."""
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type that config.json names, or else that of the first weight."""
+    if (named := load_config(folder).dtype) is not None:
+        return named
     with safe_open(weight_files(folder)[0], framework="pt") as file:
         return file.get_tensor(next(iter(file.keys()))).dtype
 
@@ -187,7 +205,7 @@ def load_layers(folder: Path, kept_layers: Sequence[int]) -> PreTrainedModel:
     """
     config = load_config(folder)
     try:
-        pruned = build(pruned_config(config, kept_layers), config.dtype or _stored_dtype(folder))
+        pruned = build(pruned_config(config, kept_layers), stored_dtype(folder))
         with torch.no_grad():
             fill(pruned, _kept_tensors(folder, kept_layers))
     except InputError as error:
@@ -217,8 +235,16 @@ def cut_config_of(folder: Path, kept_layers: Sequence[int]) -> dict[str, Any]:
 
 def write_checkpoint(model: PreTrainedModel, source: Path, folder: Path, config: dict[str, Any] | None = None) -> None:
     """Writes a model into an existing folder; arguments as for ``save_checkpoint``."""
-    with _quiet():
-        model.save_pretrained(folder)
+    sampling, model.generation_config = (
+        model.generation_config,
+        GenerationConfig(),
+    )  # some that load are refused on saving
+    try:
+        with _quiet():
+            model.save_pretrained(folder)
+    finally:
+        model.generation_config = sampling
+    (folder / GENERATION).unlink(missing_ok=True)  # the source's own is copied, if it has one
     if config is not None:
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     for weights in folder.glob(

@@ -224,4 +224,13 @@ def prune_by_plan(target: Path, plan_path: Path, out: Path) -> AnyPlan:
     if isinstance(made, WidthPlan):
         write_width(target, made, run, out)
         return made
+    config = checkpoint.load_config(target)
+    if made.num_layers != config.num_hidden_layers:
+        raise InputError(
+            f"{plan_path}: the plan is for {made.num_layers} layers, the target has {config.num_hidden_layers}"
+        )
+    if (most := max((row[-1] for row in made.kept_channels or ()), default=0)) >= config.intermediate_size:
+        raise InputError(
+            f"{plan_path}: keeps channel {most} of an MLP, the target's are 0 to {config.intermediate_size - 1}"
+        )
     return _write(target, made, None, run, out)

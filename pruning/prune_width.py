@@ -144,9 +144,12 @@ def prune_width(target: Path, out: Path, settings: WidthSettings) -> WidthPlan:
     samples = calibration.load_samples(settings.calibration, settings.sequence_length)
     text = calibration.take(samples, checkpoint.load_tokenizer(target), settings.calibration_tokens, settings)
     model = checkpoint.load_model(target, settings.dtype, settings.device)
+    stored = model.dtype
+    if settings.dtype == "auto":
+        model = checkpoint.quickly_computed(model)
     with progress("scoring channels", text.num_tokens, "tokens") as advance:
         found = statistics.measure(model, text.batches, advance)
     sha256 = run.identity["inputs"]["target"]
     made = make_plan(model, found, settings, sha256, calibration_sha256=text.sha256)
-    write_width(target, made, run, out, model if settings.dtype == "auto" else None)
+    write_width(target, made, run, out, model if settings.dtype == "auto" and model.dtype == stored else None)
     return made

@@ -56,6 +56,12 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return states
 
 
+def states_of(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The states [N, D] of tokens that are no padding, where they are: with several GPUs the last one."""
+    states = hidden_states(model, batch)
+    return states[batch.attention_mask.to(states.device).bool()]
+
+
 def _place(index: int) -> str:
     """Where H[index] is, in words."""
     return "the embeddings" if index == 0 else f"layer {index - 1}"
@@ -178,7 +184,7 @@ def _divergence_without(
     head, total = family_of(model.config).head_of(model), 0.0
     for batch, wanted, stream in zip(batches, references, streams, strict=True):
         with bypassed(model, removed, resume=(removed[-1], stream[removed[-1]])):
-            total += divergence(head, wanted, hidden_states(model, batch)[batch.attention_mask.bool()])
+            total += divergence(head, wanted, states_of(model, batch))
     if not math.isfinite(total):
         raise InputError(f"the divergence without layers {sorted(removed)} is not a number; check the target")
     return total
@@ -203,7 +209,7 @@ def greedy_removal(
         InputError: when a divergence is not a number, naming the layers that were removed.
     """
     placed = [batch.to(model.device) for batch in batches]
-    references = [hidden_states(model, batch)[batch.attention_mask.bool()] for batch in placed]
+    references = [states_of(model, batch) for batch in placed]
     num_tokens = sum(map(len, references))
     removed: list[int] = []
     divergences: list[float] = []

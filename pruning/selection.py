@@ -19,7 +19,10 @@ def check_keep(num_layers: int, keep: int) -> int:
             f"choose keep from 1 to {num_layers}"
         )
     if keep > num_layers:
-        raise InputError(f"keep = {keep}, but the target has {num_layers} layers; choose keep from 1 to {num_layers}")
+        raise InputError(
+            f"keep = {keep} (remove = {num_layers - keep}), but the target has {num_layers} layers; choose keep from 1 to "
+            f"{num_layers}"
+        )
     return keep
 
 

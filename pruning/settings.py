@@ -124,8 +124,12 @@ class WidthSettings(TextSettings):
     """Texts (.jsonl records or plain text)."""
 
     @model_validator(mode="after")
-    def _criterion_is_for_cfsp(self) -> Self:
-        """Refuses a criterion for a method that has one of its own."""
+    def _nothing_without_effect(self) -> Self:
+        """Refuses a criterion for a method that has one of its own, and shares for layers that are to be equal."""
+        if self.export == "uniform" and self.allocation not in (None, "uniform"):
+            raise ValueError(
+                f"allocation {self.allocation!r} gives layers widths of their own; it needs export 'ragged'"
+            )
         if self.criterion is not None and self.method != "cfsp":
             raise ValueError(f"criterion {self.criterion!r} is one of cfsp's; method {self.method!r} has its own")
         return self
@@ -161,7 +165,7 @@ def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
         InputError: an unknown method, with the known ones; or what the method's settings refuse.
     """
     method = values.get("method", DEPTH)
-    if method not in PRUNE_SETTINGS:
+    if not isinstance(method, str) or method not in PRUNE_SETTINGS:
         raise InputError(f"{source}: method {method!r} is unknown; one of {', '.join(PRUNE_SETTINGS)}")
     given = {key: value for key, value in values.items() if (key, value) != ("method", DEPTH)}
     if values.get("method") == DEPTH and values.get("calibration") and not values.get("layers"):

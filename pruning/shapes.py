@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pruning.families import Family, family_of, ragged_family
+from pruning.families import FAMILIES, Family, family_of, ragged_family
 from pruning.plan import WidthPlan
 from stages.errors import InputError
 
@@ -51,6 +51,10 @@ def _plain_heads(values: dict[str, Any], family: Family, groups: int) -> dict[st
 
 def _ragged(values: dict[str, Any], family: Family, plan: WidthPlan) -> dict[str, Any]:
     """The keys of a ragged config."""
+    if family.model_type == "mistral" and values.get(
+        "layer_types"
+    ):  # windows in some layers: transformers takes its Ministral
+        family = FAMILIES["MinistralForCausalLM"]
     named = ragged_family(family)
     found = {
         "architectures": [named.architecture], "model_type": named.model_type, "head_dim": head_dim(values),
@@ -77,6 +81,10 @@ def narrow_config(values: dict[str, Any], plan: WidthPlan) -> dict[str, Any]:
         found["num_groups"], wanted["num_groups"] = num_groups(values), plan.num_groups
     if found != wanted:
         raise InputError(f"the plan is for {wanted}, the target has {found}; make a new plan for this target")
+    if any(len(row) != values["hidden_size"] for row in plan.down_bias or ()):
+        raise InputError(
+            f"down_bias must have {values['hidden_size']} entries for each layer, the target's hidden size"
+        )
     bias = {"mlp_bias": True} if plan.down_bias is not None else {}
     if bias and not isinstance(family.mlp_bias, str):
         raise InputError(f"{family.architecture} has no bias in its FFNs to hold the plan's down_bias; leave it out")

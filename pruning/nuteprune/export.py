@@ -67,12 +67,17 @@ def cut_hidden(model: PreTrainedModel, dimensions: tuple[int, ...]) -> PreTraine
     family, values = family_of(model.config), model.config.to_dict()
     config: PreTrainedConfig = type(model.config).from_dict(smaller(values, len(dimensions)))
     config._attn_implementation = model.config._attn_implementation
-    chosen, share = torch.tensor(dimensions, device=model.device), len(dimensions) / values["hidden_size"]
+    chosen, share = torch.tensor(dimensions), len(dimensions) / values["hidden_size"]
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in model.state_dict().items():
             side = _side(name, family)
-            yield name, _scaled(name, tensor if side is None else tensor.index_select(side, chosen), share, family)
+            yield (
+                name,
+                _scaled(
+                    name, tensor if side is None else tensor.index_select(side, chosen.to(tensor.device)), share, family
+                ),
+            )
 
     cut = build(config, model.dtype)
     with torch.no_grad():

@@ -74,7 +74,9 @@ def _run(resident: Resident, side: Side, batch: Batch, see: Callable[[int, Tenso
     """
     with resident.wearing(side) as model, watching(model, see):
         states = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return resident.narrowed(states)[batch.attention_mask.bool()]
+        return resident.narrowed(states)[
+            batch.attention_mask.to(states.device).bool()
+        ]  # the last GPU's, where several share it
 
 
 @torch.no_grad()
@@ -163,7 +165,8 @@ def check(resident: Resident, side: Side, batches: list[Batch]) -> dict[str, flo
     kl = agreement = tokens = 0.0
     weight = resident.family.head_of(resident.model).weight
     for batch in batches:
-        target, version = (teach(resident, one, batch, hidden=False).states for one in (INTACT, side))
+        both = (teach(resident, one, batch, hidden=False).states for one in (INTACT, side))
+        target, version = (states.to(weight.device) for states in both)
         kl += float(head_kl(version, target, weight, 1.0)) * len(target)
         same = functional.linear(target, weight).argmax(-1) == functional.linear(version, weight).argmax(-1)
         agreement, tokens = agreement + float(same.sum()), tokens + len(target)

@@ -48,9 +48,9 @@ class NutePruneSettings(Settings):
         kl_weight: weight of T^2 KL(teacher || student).
         temperature: T.
         finetune_loss: ``distill`` from the intact model, or ``text``, cross-entropy on the text (no source says which).
-        batch_tokens: padded tokens in a batch.
+        batch_tokens: padded tokens in a batch; at least one window of ``sequence_length``.
         check_share: share of the text kept out of training to report divergence on.
-        dtype: type of the resident base.
+        dtype: type of the resident base; ``auto`` is the stored one. Not float16, in which gradients of small differences are 0.
         mixed_precision: ``bf16`` multiplies matrices in bfloat16; ``auto`` where the hardware does that itself.
     """
 
@@ -87,13 +87,18 @@ class NutePruneSettings(Settings):
     check_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.03
     seed: int = 0
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     checkpoint_every_s: Rate = 120.0
 
     @model_validator(mode="after")
     def _something_teaches(self) -> Self:
-        """Refuses a loss of nothing."""
+        """Refuses a loss of nothing, and batches that no window fits into."""
         if self.hidden_weight + self.kl_weight == 0:
             raise ValueError("hidden_weight and kl_weight are both 0; give one a positive weight")
+        if self.batch_tokens < self.sequence_length:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) hold no window of sequence_length ({self.sequence_length}); give at least as "
+                "many"
+            )
         return self

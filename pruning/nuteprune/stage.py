@@ -75,8 +75,7 @@ def plan_of(masks: Masks, units: Units, config: Any, run: Run, settings: NutePru
 def _write(trainer: Trainer, side: Side, made: WidthPlan, target: Path, folder: Path) -> None:
     """Slices the student and writes it, in the type the target is stored in."""
     assert side.masks is not None
-    stored = checkpoint.load_config(target).dtype or torch.float32
-    model = export.sliced(trainer.resident, side, made).to(stored)
+    model = export.sliced(trainer.resident, side, made).to(checkpoint.stored_dtype(target))
     values = read_json(target / "config.json", "copy the checkpoint again")
     config = narrow_config(export.config_values(values, side.masks), made)
     checkpoint.write_checkpoint(model, target, folder, config)
@@ -106,6 +105,10 @@ def prune_masks(target: Path, out: Path, settings: NutePruneSettings) -> WidthPl
     """
     config = checkpoint.load_config(target)
     units = check_applicable(config, settings)
+    if settings.dtype == "auto" and checkpoint.stored_dtype(target) == torch.float16:
+        raise InputError(
+            f"dtype: auto is float16 for {target}, in which gradients of small differences are 0; give float32 or bfloat16"
+        )
     samples = calibration.load_samples(settings.calibration, settings.sequence_length)
     run = nuteprune_run(target, settings)
     if up_to_date(run, out):

@@ -79,8 +79,8 @@ class State:
     @classmethod
     def parse(cls, values: Mapping[str, Any], device: torch.device) -> State:
         """The state from what ``dump`` gave."""
-        lora = {place: tuple(m.to(device).requires_grad_() for m in pair) for place, pair in values["lora"].items()}
-        log_alphas = {name: tensor.to(device).requires_grad_() for name, tensor in values["log_alphas"].items()}
+        lora = {place: (_leaf(down, device), _leaf(up, device)) for place, (down, up) in values["lora"].items()}
+        log_alphas = {name: _leaf(tensor, device) for name, tensor in values["log_alphas"].items()}
         generator = torch.Generator()
         generator.set_state(values["generator"])
         return cls(
@@ -96,6 +96,11 @@ class State:
             curve=values["curve"],
             figures=values["figures"],
         )
+
+
+def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor to train on a device: a file's remember that they were trained, and a copy of one of those is no leaf."""
+    return tensor.detach().to(device).requires_grad_()
 
 
 HARMLESS = ("checkpoint_every_s",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pruning.nuteprune.resident import INTACT, PARTS, SEARCHED, Resident, Side, 
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.sparsity import Units, expected, final_masks
 from pruning.nuteprune.state import Position, State
+from stages.interruption import interrupted_between_steps
 from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
 
@@ -157,15 +158,12 @@ class Trainer:
 
     def train(self, windows: Sequence[text.Window], check: Sequence[Batch]) -> Side:
         """Trains until the budget is used up; checkpoints on the way and when interrupted; returns the final student."""
-        try:
-            self._train(windows, check)
-        except KeyboardInterrupt:
-            self.save()
-            raise
+        with interrupted_between_steps() as interrupted:
+            self._train(windows, check, interrupted)
         assert self.state.final is not None
         return Side(self.state.final, self.state.lora)
 
-    def _train(self, windows: Sequence[text.Window], check: Sequence[Batch]) -> None:
+    def _train(self, windows: Sequence[text.Window], check: Sequence[Batch], interrupted: Callable[[], bool]) -> None:
         """Steps over the text; the search ends between two of them."""
         saved = time.monotonic()
         with progress("nuteprune", 100, "%", done=100 * self.done()) as advance:
@@ -177,6 +175,9 @@ class Trainer:
                 seen = self.search_step(batch) if self.state.final is None else self.finetune_step(batch)
                 self._advance_position(batch, seen, started)
                 advance(100 * (self.done() - before), note=note(self.state.position, seen))
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
                 if time.monotonic() - saved > self.settings.checkpoint_every_s:
                     self.save()
                     saved = time.monotonic()

@@ -34,7 +34,11 @@ def _qwen2(vllm_config: VllmConfig, prefix: str, config: Any) -> nn.Module:
 
 def _qwen3(vllm_config: VllmConfig, prefix: str, config: Any) -> nn.Module:
     caches, quantization = vllm_config.cache_config, vllm_config.quant_config
-    return Qwen3DecoderLayer(config, cache_config=caches, quant_config=quantization, prefix=prefix)
+    kinds = getattr(config, "layer_types", None)
+    window = config.sliding_window if kinds and kinds[extract_layer_index(prefix)] == "sliding_attention" else None
+    return Qwen3DecoderLayer(
+        config, cache_config=caches, quant_config=quantization, prefix=prefix, per_layer_sliding_window=window
+    )
 
 
 LAYERS = {"llama": _llama, "mistral": _mistral, "ministral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3}

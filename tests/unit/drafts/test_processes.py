@@ -64,12 +64,12 @@ def test_rows_of_a_batch_are_judged_as_in_the_whole() -> None:
 
 
 def interrupted(step: Callable[..., float], after: int) -> Callable[..., float]:
-    """A step that is interrupted when it has been taken ``after`` times."""
+    """A step that is interrupted, and taken all the same, when it has been taken ``after`` times."""
     left = iter(range(after))
 
     def take(self: training.Trainer, *given: Any) -> float:
         if next(left, None) is None:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return step(self, *given)
 
     return take

@@ -144,3 +144,23 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, target, monkeypatch):
         checkpoint.save_checkpoint(model, target, out)
     assert (out / "model.safetensors").read_bytes() == before
     assert not partial_of(out).exists()
+
+
+def test_sampling_that_transformers_would_not_save_costs_nothing(tmp_path, target):
+    """A temperature without do_sample loads with a warning and is refused on saving."""
+    sampling = {"temperature": 0.9, "top_p": 0.6}
+    (target / "generation_config.json").write_text(json.dumps(sampling))
+    model, _ = checkpoint.load_target(target)
+    checkpoint.save_checkpoint(model, target, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text()) == sampling
+    assert model.generation_config.temperature == 0.9
+    (target / "generation_config.json").unlink()
+    checkpoint.save_checkpoint(model, target, tmp_path / "without")
+    assert not (tmp_path / "without" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "gpu", "cuda"])
+def test_a_device_that_is_not_there_is_refused(target, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    refused(lambda: checkpoint.load_model(target, device=device), f"device '{device}': .*; give auto, cpu")

@@ -132,6 +132,19 @@ def test_the_summary_names_what_was_removed_and_why(target, text, tmp_path):
     assert len(scored.summary("block_influence", scored.kept("block_influence", 3))["influence_removed"]) == 2
 
 
+def test_a_plan_that_was_edited_and_does_not_fit_is_refused(target, text, tmp_path):
+    made = prune(target, tmp_path / "out", PruneSettings(layers=(0, 4), mlp_width=8, calibration=(text,), **FEW))
+    assert made.kept_channels is not None
+    beyond = tuple((*row[:-1], 48) for row in made.kept_channels)
+    for changes, said in (
+        ({"num_layers": 9}, "the plan is for 9 layers, the target has 5"),
+        ({"kept_channels": beyond}, "keeps channel 48 of an MLP, the target's are 0 to 47"),
+    ):
+        made.model_copy(update=changes).save(tmp_path / "edited.json")
+        with pytest.raises(InputError, match=said):
+            prune_by_plan(target, tmp_path / "edited.json", tmp_path / "no")
+
+
 def test_config_json_is_the_targets_own_but_for_what_was_cut(tmp_path):
     """transformers reads a Mistral with layer_types as a Ministral; what serves the target may know only the former."""
     case = next(case for case in pico.CASES if case.name == "ministral-mixed")

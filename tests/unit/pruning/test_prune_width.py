@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from pruning import checkpoint
+from pruning import checkpoint, statistics
+from pruning.allocation import importance
 from pruning.calibration import pad
 from pruning.plan import WidthPlan, load_plan
 from pruning.prune import prune_by_plan
@@ -62,7 +64,10 @@ def test_the_kept_channels_are_the_strongest_of_their_layer():
         order = found.activations[layer].argsort(descending=True)
         assert set(row) == set(order[:24].tolist())
     assert (
-        make_plan(model, found, WidthSettings(allocation="coarse", method="flap", **FEW), "any").down_bias is not None
+        make_plan(
+            model, found, WidthSettings(allocation="coarse", export="ragged", method="flap", **FEW), "any"
+        ).down_bias
+        is not None
     )
 
 
@@ -137,3 +142,27 @@ def test_depth_with_calibration_text_is_the_published_way(tmp_path):
     read = read_prune_settings(values, "")
     assert isinstance(read, PruneSettings)
     assert read.method == "angular"
+
+
+def test_a_target_is_scored_in_a_type_that_the_processor_is_quick_at_and_written_in_its_own(
+    text, tmp_path, monkeypatch
+):
+    target = pico.save(pico.LLAMA.model().bfloat16(), tmp_path / "target")
+    monkeypatch.setattr(checkpoint, "multiplies_bfloat16", lambda: False)
+    scored = []
+    real = statistics.measure
+    monkeypatch.setattr(statistics, "measure", lambda model, *given: scored.append(model.dtype) or real(model, *given))
+    prune_width(target, tmp_path / "out", WidthSettings(calibration=(text,), **FEW))
+    assert scored == [torch.float32]
+    assert checkpoint.load_model(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_shares_for_layers_that_are_to_be_equal_are_refused():
+    with pytest.raises(
+        ValidationError, match="allocation 'coarse' gives layers widths of their own; it needs export 'ragged'"
+    ):
+        WidthSettings(allocation="coarse")
+
+
+def test_a_very_steep_allocation_is_no_error():
+    assert importance([0.0, 1.0], 1e6) == [0.0, 1.0]

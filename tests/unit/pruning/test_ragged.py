@@ -145,6 +145,8 @@ def test_plans_that_do_not_fit_the_model_are_refused():
         carry_out(qwen2, a_plan(**even, kept_groups=((1,),) * pico.LAYERS))
     with pytest.raises(InputError, match="Qwen2ForCausalLM has no bias in its FFNs"):
         carry_out(qwen2, a_plan(down_bias=((0.0,) * 32,) * pico.LAYERS))
+    with pytest.raises(InputError, match="down_bias must have 32 entries for each layer"):
+        carry_out(pico.LLAMA.model(), a_plan(down_bias=((0.0,),) * pico.LAYERS))
 
 
 def test_a_uniform_number_of_groups_is_a_plain_model_where_there_is_one():
@@ -155,3 +157,16 @@ def test_a_uniform_number_of_groups_is_a_plain_model_where_there_is_one():
     assert type(narrow) is type(model)
     assert (narrow.config.num_attention_heads, narrow.config.num_key_value_heads) == (2, 1)
     torch.testing.assert_close(logits(narrow), logits(masked(model, plan)), atol=1e-4, rtol=0)
+
+
+def test_a_mistral_with_windows_in_some_layers_stays_one(tmp_path):
+    """transformers reads a Mistral with layer_types as a Ministral; its ragged form is that of a Ministral."""
+    case = next(case for case in pico.CASES if case.name == "ministral-mixed")
+    target = pico.save(case.model(), tmp_path / "target")
+    pico.edit_config(target, architectures=["MistralForCausalLM"], model_type="mistral")
+    model, plan = case.model(), a_plan(target_sha256=checkpoint_hash(target), method="cfsp")
+    plan.save(tmp_path / "plan.json")
+    prune_by_plan(target, tmp_path / "plan.json", tmp_path / "out")
+    torch.testing.assert_close(
+        logits(checkpoint.load_model(tmp_path / "out")), logits(masked(model, plan)), atol=1e-4, rtol=0
+    )

@@ -80,7 +80,7 @@ def test_removing_more_layers_than_there_are_is_refused(keep):
 
 
 def test_keeping_more_layers_than_there_are_is_refused():
-    with pytest.raises(InputError, match="keep = 5, but the target has 4 layers"):
+    with pytest.raises(InputError, match=r"keep = 5 \(remove = -1\), but the target has 4 layers"):
         selection.first(4, 5)
 
 

@@ -1,6 +1,7 @@
 """The stage on pico models: from target and text to a sliced checkpoint, interrupted or not."""
 
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from pruning import checkpoint
 from pruning.nuteprune import training
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.stage import prune_masks
-from pruning.nuteprune.state import FILE
+from pruning.nuteprune.state import FILE, State
 from pruning.plan import load_plan
 from pruning.prune import prune_by_plan
 from pruning.settings import read_prune_settings
@@ -78,6 +79,33 @@ def test_a_search_that_falls_short_and_one_that_no_snapshot_taught_say_so(made, 
     assert "no snapshot" not in said
 
 
+def test_what_a_file_of_a_run_gives_back_can_be_trained_on_another_device(made, tmp_path, monkeypatch):
+    real = training.Trainer.search_step
+
+    def stop(self, batch):
+        signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training.Trainer, "search_step", stop)
+        prune_masks(made["target"], tmp_path / "out", settings(made["text"]))
+    values = torch.load(next(tmp_path.glob(f"*/{FILE}")), weights_only=True)["state"]
+    found = State.parse(values, torch.device("meta"))
+    tensors = [*found.log_alphas.tensors().values(), *(m for pair in found.lora.values() for m in pair)]
+    assert all(tensor.is_leaf and tensor.requires_grad and tensor.device.type == "meta" for tensor in tensors)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_it_is_written_in_the_type_it_is_stored_in_and_not_trained_in_float16(made, tmp_path, stored):
+    target = pico.save(pico.LLAMA.model().to(stored), tmp_path / "target")
+    pico.edit_config(target, dtype=None)
+    prune_masks(target, tmp_path / "out", settings(made["text"], steps=4))
+    assert checkpoint.load_model(tmp_path / "out").dtype == stored
+    if stored == torch.float16:
+        with pytest.raises(InputError, match=r"dtype: auto is float16 for .*; give float32 or bfloat16"):
+            prune_masks(target, tmp_path / "auto", settings(made["text"], steps=4, dtype="auto"))
+
+
 def test_the_command_finds_the_method_and_a_plan_alone_is_not_carried_out(made, tmp_path):
     read = read_prune_settings({"method": "nuteprune", "sparsity": 0.2}, "--set")
     assert isinstance(read, NutePruneSettings)
@@ -98,7 +126,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(made, tmp_path, monkeypatc
         nonlocal calls
         calls += 1
         if calls == step:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # the step is taken all the same
         return real(self, batch)
 
     monkeypatch.setattr(training.Trainer, phase, interrupted)
@@ -123,8 +151,11 @@ def test_other_text_than_the_interrupted_runs_is_refused(made, tmp_path, monkeyp
     text = tmp_path / "text.txt"
     text.write_text(made["text"].read_text())
 
+    real = training.Trainer.search_step
+
     def stop(self, batch):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training.Trainer, "search_step", stop)
