@@ -21,11 +21,13 @@ class Figure:
     Attributes:
         value: mean over seeds.
         low, high: the smallest and the largest seed's; of a single seed its own interval.
+        seeds: how many.
     """
 
     value: float
     low: float | None
     high: float | None
+    seeds: int = 1
 
 
 Key = tuple[str, float, str]
@@ -47,7 +49,7 @@ def _over_seeds(rows: Rows) -> Figure:
     values = [row["value"] for row in rows]
     if len(values) == 1:
         return Figure(values[0], rows[0]["low"], rows[0]["high"])
-    return Figure(statistics.mean(values), min(values), max(values))
+    return Figure(statistics.mean(values), min(values), max(values), len(values))
 
 
 def cell(figure: Figure | None, form: str = "{:.3f}") -> str:
@@ -63,8 +65,8 @@ def cell(figure: Figure | None, form: str = "{:.3f}") -> str:
 def _percent(figure: Figure | None) -> str:
     if figure is None:
         return "–"
-    hundredfold = (None if part is None else 100 * part for part in (figure.value, figure.low, figure.high))
-    return cell(Figure(*hundredfold), "{:.1f}")  # type: ignore[arg-type]
+    low, high = (None if part is None else 100 * part for part in (figure.low, figure.high))
+    return cell(Figure(100 * figure.value, low, high), "{:.1f}")
 
 
 def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -84,10 +86,10 @@ def quality(rows: Rows, table: str) -> str:
     """Table depth, width or structured: what is kept of the target, and the tasks themselves."""
     found = figures(rows, table)
     tasks = sorted({name for own in found.values() for name in own if ":" in name})
-    heads = [*NAMES, "parameters %", "retention %", "above chance %", "bits/byte ratio", *tasks]
+    heads = [*NAMES, "seeds", "parameters %", "retention %", "above chance %", "bits/byte ratio", *tasks]
     return _lines(heads, [
-        [*_named(key), _percent(_negative(own.get("parameters_removed"))), _percent(own.get("retention")),
-         _percent(own.get("retention_above_chance")), cell(own.get("bits_ratio")),
+        [*_named(key), str(max(figure.seeds for figure in own.values())), _percent(_negative(own.get("parameters_removed"))),
+         _percent(own.get("retention")), _percent(own.get("retention_above_chance")), cell(own.get("bits_ratio")),
          *(cell(own.get(task)) for task in tasks)]
         for key, own in found.items()
     ])  # fmt: skip
@@ -99,6 +101,24 @@ def _negative(figure: Figure | None) -> Figure | None:
 
 OVER_POSITIONS = "acceptance_length_over_positions"
 """What was measured before lengths of kinds and temperatures were weighted by steps."""
+
+
+def two_sets_of_answers(cells: dict[str, dict[str, Any]]) -> str:
+    """Says so where drafts were judged on answers that different devices have drawn."""
+    devices: dict[str, list[str]] = {}
+    for slug, made in cells.items():
+        if slug.startswith("acceptance-"):
+            devices.setdefault(" and ".join(made.get("gpus", ())) or "processors", []).append(
+                slug.removeprefix("acceptance-")
+            )
+    if len(devices) < 2:
+        return ""
+    most, *others = sorted(devices.items(), key=lambda found: -len(found[1]))
+    apart = "; ".join(f"on {name}: {', '.join(slugs)}" for name, slugs in others)
+    return (
+        f"The answers that they were judged on were drawn on {most[0]}, but for these, whose place in the order is therefore not "
+        f"exact: {apart}."
+    )
 
 
 def acceptance(rows: Rows) -> str:
@@ -173,14 +193,31 @@ def costs(rows: Rows) -> str:
     return _lines(heads, [[*_named(key), *(cell(own.get(m), "{:.2f}") for m in metrics)] for key, own in found.items()])
 
 
+def _retention(rows: Rows) -> dict[tuple[str, Key], dict[int, float]]:
+    """Retention by table and method, and by seed."""
+    found: dict[tuple[str, Key], dict[int, float]] = {}
+    for row in rows:
+        if row["metric"] == "retention":
+            key = (row["table"], (row["method"], row["sparsity"], row["recovery"]))
+            found.setdefault(key, {})[row["seed"]] = row["value"]
+    return found
+
+
+def _share(own: dict[int, float], other: dict[int, float]) -> float:
+    """One model's mean over another's, of the seeds that both have; infinite where there are none."""
+    both = own.keys() & other.keys()
+    return statistics.mean(own[s] for s in both) / statistics.mean(other[s] for s in both) if both else float("inf")
+
+
 def same_cut(rows: Rows) -> str:
-    """All models by how much they are smaller, each beside the best of about the same size."""
+    """All models by how much they are smaller, each beside the best of about the same size, on the seeds that both have."""
     models = [
         (table, key, own)
         for table in ("depth", "width", "structured")
         for key, own in figures(rows, table).items()
         if {"retention", "parameters_removed"} <= own.keys()
     ]
+    kept = _retention(rows)
 
     def removed(model: tuple[str, Key, dict[str, Figure]]) -> float:
         return model[2]["parameters_removed"].value
@@ -189,14 +226,15 @@ def same_cut(rows: Rows) -> str:
     for model in sorted(models, key=lambda model: (removed(model), -model[2]["retention"].value)):
         table, key, own = model
         near = [other for other in models if abs(removed(other) - removed(model)) <= SAME_CUT]
-        best = max(near, key=lambda other: other[2]["retention"].value)
-        share = own["retention"].value / best[2]["retention"].value
+        shares = [_share(kept[table, key], kept[other[0], other[1]]) for other in near]
+        best = near[shares.index(min(shares))] if min(shares) < 1 else model
         known = "itself" if best is model else f"{best[1][0]} ({best[1][2]})"
         lines.append([
-            _percent(_negative(own["parameters_removed"])), table, key[0], key[2], _percent(own["retention"]),
-            f"{100 * share:.1f}", known,
+            _percent(_negative(own["parameters_removed"])), table, key[0], key[2], str(own["retention"].seeds),
+            _percent(own["retention"]), f"{100 * min(1.0, *shares):.1f}", known,
         ])  # fmt: skip
-    return _lines(("parameters %", "table", "method", "recovery", "retention %", "of the best's %", "best"), lines)
+    heads = ("parameters %", "table", "method", "recovery", "seeds", "retention %", "of the best's %", "best")
+    return _lines(heads, lines)
 
 
 def three_systems(record: dict[str, Any]) -> str:
@@ -208,8 +246,9 @@ def three_systems(record: dict[str, Any]) -> str:
         f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
         f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
-        "Values are means over seeds; in brackets the smallest and the largest seed's, or with one seed the 95 % interval over "
-        "items (as drafts and in costs the range of what the mean is over). *Retention* is the mean score of four tasks over the "
+        "Values are means over the seeds that were measured (*seeds* says how many); in brackets the smallest and the largest "
+        "seed's, or with one seed the 95 % interval over items. As drafts the brackets are the range over kinds of answers and "
+        "temperatures, served the range over turns, and scoring's costs are medians with the range over repeats. *Retention* is the mean score of four tasks over the "
         "target's (*above chance*: chance taken off both); *bits/byte ratio* is the perplexity's, 1 is the target's, more is "
         "worse. *removed* counts layers, FFN channels or the layers' "
         "linear weights; *parameters* counts all.",
@@ -231,6 +270,8 @@ def three_systems(record: dict[str, Any]) -> str:
             parts += [f"### {title}", render()]
         if table == "structured" and (alike := same_arms(rows)):
             parts.append(alike)
+        if table == "acceptance" and (apart := two_sets_of_answers(record["cells"])):
+            parts.append(apart)
     if present & {"depth", "width", "structured"}:
         parts += ["### At the same cut", same_cut(rows)]
     if record["failed"]:

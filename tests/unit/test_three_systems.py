@@ -12,9 +12,10 @@ import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_models import Workshop, alone, seconds_of
-from benchmarks.three_render import figures, made_on, same_arms, same_cut
+from benchmarks.three_render import figures, made_on, same_arms, same_cut, two_sets_of_answers
 from benchmarks.three_render import three_systems as section
-from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of
+from benchmarks.three_systems import Found, known, measured, record_of, run_grid, run_of, would_be_here
+from stages import provenance
 from stages.errors import EngineError
 
 CELL = Cell("width", "cfsp:paper", 0.5, NONE, 0)
@@ -95,6 +96,8 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     assert [len(found["cells"]) for found in saved] == list(range(1, len(cells) + 1))
     before = json.loads(json.dumps(saved[-2]))
     before["cells"] = {slug: {**made, "cpu": "another"} for slug, made in before["cells"].items()}
+    left = run_grid(cells, QUICK, tmp_path / "three", Counting(), only=["depth"], before=before)
+    assert len(left.rows) == len(cells) - 1, "what is not asked for is not thrown away"
     counting = Counting()
     found = run_grid(cells, QUICK, tmp_path / "two", counting, before=before)
     assert counting.asked == [cell.slug for cell in cells if cell.table == "cost"]
@@ -179,7 +182,8 @@ def test_depths_recoveries_learn_answers_alone_and_their_budget_is_theirs(monkey
         shop.model(cell)
     assert [data for data, _ in made] == ["reference", "direct", "direct"]
     assert [(s.prompt_weight, s.tokens) for _, s in made] == [(0.0, 2000), (0.0, 2000), (0.5, 6000)]
-    for cell, is_same in ((selfdata, False), (narrowed, True), (Cell("depth", "depth:pruned", share, NONE, 0), True)):
+    scratch, cut = Cell("depth", "scratch", share, "full", 0), Cell("depth", "depth:pruned", share, NONE, 0)
+    for cell, is_same in ((selfdata, False), (scratch, False), (narrowed, True), (cut, True)):
         assert (run_of(cell, QUICK).identity == run_of(cell, changed).identity) is is_same
 
 
@@ -229,6 +233,34 @@ def test_models_of_one_size_stand_beside_the_best_of_it() -> None:
     ]).splitlines()[2:]  # fmt: skip
     assert "| 75.0 | cfsp:paper (none) |" in lines[0]
     assert all("| 100.0 | itself |" in line for line in lines[1:])
+
+
+def test_models_are_compared_on_the_seeds_that_both_have() -> None:
+    merged, sft = (
+        Cell("depth", "depth:merged", 0.2, "full", 0),
+        [Cell("depth", "depth:sft", 0.2, "full", s) for s in (0, 1)],
+    )
+    rows = [row(cell, "parameters_removed", 0.2) for cell in (merged, *sft)]
+    rows += [row(cell, "retention", value) for cell, value in ((merged, 0.9), (sft[0], 1.0), (sft[1], 0.5))]
+    lines = same_cut(rows).splitlines()[2:]
+    assert "| depth:merged | full | 1 | 90.0 | 90.0 | depth:sft (full) |" in lines[0]
+    assert "| depth:sft | full | 2 | 75.0 [50.0, 100.0] | 100.0 | itself |" in lines[1]
+
+
+def test_drafts_that_were_judged_on_other_answers_are_named() -> None:
+    judged = {"acceptance-a": {"gpus": []}, "acceptance-b": {"gpus": ["g"]}, "acceptance-c": {"gpus": []}}
+    said = two_sets_of_answers({**judged, "depth-d": {"gpus": ["g"]}})
+    assert "drawn on processors, but for these" in said
+    assert said.endswith("on g: b.")
+    assert two_sets_of_answers({"acceptance-a": {"gpus": []}, "depth-c": {"gpus": ["g"]}}) == ""
+
+
+def test_drafts_are_judged_anew_where_another_device_has_drawn_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "hardware", lambda: {"cpu": "c", "gpus": []})
+    judged = Cell("acceptance", "cfsp:paper", 0.5, NONE, 0)
+    assert would_be_here(judged, {"cpu": "another", "gpus": []})
+    assert not would_be_here(judged, {"cpu": "c", "gpus": ["g"]})
+    assert would_be_here(CELL, {"cpu": "another", "gpus": ["g"]})
 
 
 def test_the_section_has_every_table_and_names_what_failed() -> None:
