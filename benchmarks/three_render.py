@@ -248,8 +248,9 @@ def three_systems(record: dict[str, Any]) -> str:
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over the seeds that were measured (*seeds* says how many); in brackets the smallest and the largest "
         "seed's, or with one seed the 95 % interval over items. As drafts the brackets are the range over kinds of answers and "
-        "temperatures, served the range over turns, and scoring's costs are medians with the range over repeats. *Retention* is the mean score of four tasks over the "
-        "target's (*above chance*: chance taken off both); *bits/byte ratio* is the perplexity's, 1 is the target's, more is "
+        "temperatures, served the range over turns, and scoring's costs are medians with the range over repeats. *Retention* is "
+        "the mean score of four tasks over the target's (*above chance*: chance taken off both); *bits/byte ratio* is the "
+        "perplexity's, 1 is the target's, more is "
         "worse. *removed* counts layers, FFN channels or the layers' "
         "linear weights; *parameters* counts all.",
     ]
@@ -273,7 +274,8 @@ def three_systems(record: dict[str, Any]) -> str:
         if table == "acceptance" and (apart := two_sets_of_answers(record["cells"])):
             parts.append(apart)
     if present & {"depth", "width", "structured"}:
-        parts += ["### At the same cut", same_cut(rows)]
+        beside = "Each model beside the best of about its size, by retention, on the seeds that both have."
+        parts += ["### At the same cut", beside, same_cut(rows)]
     if record["failed"]:
         parts.append("Not measured: " + "; ".join(f"{name}: {why}" for name, why in record["failed"].items()) + ".")
     if missing := record.get("missing"):
