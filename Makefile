@@ -1,6 +1,7 @@
 # make demo     installs what is missing, builds the reference draft, compares it, ends by itself
-# make test     installs what is missing, runs all tests
+# make test     installs what is missing, runs the tests (but for test-deploy and test-clients)
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
+# make compiled  that pair measured with compiled engines, which start in minutes and are twice as fast → build/reference-compiled/pair
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make results-floor  the last part of that alone: the pair where many share the engine → benchmarks/floor.json, RESULTS.md

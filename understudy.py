@@ -515,35 +515,42 @@ def key(
 @app.command()
 def settings(
     verb: Annotated[
-        str, typer.Argument(help="a stage, or prune-width, prune-nuteprune, compare, verify, loadtest, serve")
+        str,
+        typer.Argument(
+            help="a verb, or prune-width (cfsp and its baselines), prune-nuteprune; build and sweep: their files"
+        ),
     ],
 ) -> None:
-    """List a stage's settings with their defaults, for `--set` and `--config`."""
+    """List a verb's settings with their defaults and what they do, for `--set`, `--config`, recipes and sweep files."""
+    from drafts.building import Recipe
     from drafts.choice import ChooseSettings
     from drafts.comparing import CompareSettings
     from drafts.distilling import DistillSettings
     from drafts.judging import JudgeSettings
     from drafts.measuring import MeasureSettings
     from drafts.merging import MergeSettings
+    from drafts.sweeping import Sweep
     from drafts.training import RecoverSettings
     from drafts.verifying import VerifySettings
     from evaluation.settings import EvaluateSettings
     from loadtests.settings import LoadSettings
     from pruning.nuteprune.settings import NutePruneSettings
     from pruning.settings import PruneSettings, ScoreSettings, WidthSettings
+    from server.engine_command import EngineSettings
     from server.settings import GatewaySettings
+    from stages.explaining import listing
 
     known: dict[str, type[Settings]] = {
         "score": ScoreSettings, "prune": PruneSettings, "prune-width": WidthSettings, "prune-nuteprune": NutePruneSettings,
         "distill": DistillSettings, "recover": RecoverSettings, "merge": MergeSettings, "judge": JudgeSettings,
         "evaluate": EvaluateSettings, "measure": MeasureSettings, "choose": ChooseSettings,
         "compare": CompareSettings, "verify": VerifySettings, "loadtest": LoadSettings, "serve": GatewaySettings,
+        "engine": EngineSettings, "build": Recipe, "sweep": Sweep,
     }  # fmt: skip
     if verb not in known:
         raise InputError(f"settings {verb}: no such stage; one of {', '.join(known)}")
-    for name, field in known[verb].model_fields.items():
-        default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-        print(f"{name} = {default}" + (f"    # {field.description}" if field.description else ""))
+    for line in listing(known[verb]):
+        print(line)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ class EvaluateSettings(Settings):
     Attributes:
         tasks: files of ``task_folder`` by name, or public tasks of the harness where a hub can be reached.
         task_folder: YAML files in the harness's own form, each with a JSONL of its items.
-        limit: items of each local task, a seeded sample; a public task's first ones. All when not given.
+        limit: items of each local task, a seeded sample; a public task's first ones. All with null.
         num_fewshot: examples shown before each item of a public task; the task's own number when not given.
         max_length: longest context and answer together, in tokens; longer ones lose their beginning.
         dtype: ``auto`` is the type that the weights are stored in on GPUs, and float32 on CPUs, where bfloat16 takes longer.

@@ -29,8 +29,8 @@ FAILURES = {
     "429": "Too many requests, or more than this key may use.",
     "431": "The request line and headers are too large.",
     "500": "The engine or the gateway failed on this request.",
-    "502": "The engine failed, or its answer broke off.",
-    "503": "Starting, draining, overloaded, or without an engine.",
+    "502": "The engine failed, or its answer cannot be read.",
+    "503": "Starting, draining, overloaded, without an engine, or the engine's answer broke off.",
     "504": "The engine was silent for too long, or the answer took too long.",
     "default": "Another status with which the engine refuses a request.",
 }

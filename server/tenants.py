@@ -57,7 +57,7 @@ class Tenant(Settings):
     tokens_per_minute: int | None = Field(default=None, ge=1, description="prompt and output together")
     concurrent_requests: int | None = Field(default=None, ge=1, description="queued ones included")
     default_max_tokens: int | None = Field(
-        default=None, ge=1, description="written into requests that name no limit of their output"
+        default=None, ge=1, description="written into chat and responses requests that name no limit of their output"
     )
     models: tuple[str, ...] | None = Field(default=None, min_length=1, description="names it may ask for")
 

@@ -102,7 +102,5 @@ def make_tracing(endpoint: str) -> Tracing:
         exporter: Any = OTLPSpanExporter(endpoint=endpoint)
         return Tracing(exporter)
     except ImportError as error:
-        message = (
-            "otlp_endpoint needs OpenTelemetry, which is not installed: pip install 'understudy[otel]', or leave it out"
-        )
+        message = "otlp_endpoint needs OpenTelemetry, which is not installed: pip install -e '.[otel]', or leave it out"
         raise InputError(message) from error
