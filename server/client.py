@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from server.errors import Refusal, error_body, error_event, error_headers
+from server.sse import END_OF_EVENT
 
 Result = TypeVar("Result")
 
@@ -125,6 +126,7 @@ class Reply:
         self._send = send
         self._stall_s = stall_s
         self._in_one_piece = False
+        self._last = b""
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Sends the status line and headers."""
@@ -140,6 +142,7 @@ class Reply:
 
     async def write(self, data: bytes) -> None:
         """Sends a piece of the body; waits while the client is slow to read."""
+        self._last = data[-4:]
         await self._pass({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
@@ -165,7 +168,9 @@ class Reply:
         An answer in one piece has no room for it: it stays short of its length, and its connection is ended.
         """
         if self.started:
-            return None if self._in_one_piece else await self.end(error_event(refusal))
+            between = not self._last or any(END_OF_EVENT.fullmatch(self._last[-size:]) for size in (2, 3, 4))
+            said = error_event(refusal) if between else b"\n\n" + error_event(refusal)  # not into an event that was cut
+            return None if self._in_one_piece else await self.end(said)
         headers = {"content-type": "application/json", **error_headers(refusal)}
         if refusal.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is still on its way

@@ -182,6 +182,13 @@ def check(
     _check_type(payload, "stream", bool, "true or false")
     if strict:
         check_fields(route.name, payload)
+    if route.samples and payload.get("logprob_token_ids") is not None:
+        raise _wrong(
+            "'logprob_token_ids' is not served: beside requests for log-probabilities in the same step vLLM 0.32 gives them this "
+            "one's tokens, or ends",
+            "logprob_token_ids",
+            "unsupported_parameter",
+        )
     payload = with_limit(route.name, _with_whole_limits(route.name, payload), default_max_tokens)
     facts = read_facts(payload, route.samples, with_head)
     forwarded = {key: value for key, value in payload.items() if key not in NOT_FORWARDED}

@@ -176,7 +176,7 @@ class Drafter:
 
 
 def progress(request: Any) -> tuple[int, int]:
-    """How many tokens of an answer there are, and how many more it may get (as vLLM's ``check_stop`` has it).
+    """How many tokens of an answer there are, and how many more it may get (as vLLM's ``check_stop`` has it) or must.
 
     Args:
         request: the model runner's record of a request.
@@ -186,7 +186,21 @@ def progress(request: Any) -> tuple[int, int]:
         return len(answer), ENDLESS
     if answer and (answer[-1] == sampling.eos_token_id or answer[-1] in (sampling.stop_token_ids or ())):
         return len(answer), 0
-    return len(answer), ENDLESS if sampling.max_tokens is None else sampling.max_tokens - len(answer)
+    left = ENDLESS if sampling.max_tokens is None else sampling.max_tokens - len(answer)
+    if (least := sampling.min_tokens) > len(answer):  # up to there vLLM masks the end, behind all draft tokens too
+        left = min(left, least - len(answer))
+    return len(answer), left
+
+
+def is_forced(request: Any) -> bool:
+    """Whether a grammar forces an answer's shape.
+
+    vLLM drops draft tokens from the first one on that the grammar forbids. Had they been drawn, whether a place is judged at all
+    would depend on what was drawn there, and what is sampled in its place would not follow the target; likeliest tokens are no
+    draw.
+    """
+    sampling = request.sampling_params
+    return sampling is not None and sampling.structured_outputs is not None
 
 
 def uniforms(rows: Sequence[Row], count: int) -> Any:
@@ -245,7 +259,8 @@ class DirectProposer:
         temperatures = [0.0] * len(sampled) if likeliest else sampling.temperature.tolist()
         rows = [
             Row(request_id, batch.token_ids_cpu[index, : batch.num_tokens_no_spec[index]],
-                temperatures[index], sampling.generators.get(index), *progress(runner.requests[request_id]))
+                0.0 if is_forced(runner.requests[request_id]) else temperatures[index], sampling.generators.get(index),
+                *progress(runner.requests[request_id]))
             for index, request_id in enumerate(batch.req_ids)
             if sampled[index]
         ]  # fmt: skip
@@ -279,6 +294,13 @@ def attach() -> None:
             return proposing(self, scheduled, sampled, metadata, *rest)
         return self.drafter.propose_for(self, sampled, metadata, scheduled.num_spec_tokens_to_schedule)
 
+    def fits(self: Any, metadata: Any) -> bool:
+        return isinstance(self.drafter, DirectProposer) or fitting(self, metadata)
+
+    fitting = GPUModelRunner._input_fits_in_drafter
+    GPUModelRunner._input_fits_in_drafter = (
+        fits  # else one request near the longest length gives all of them draft tokens of 0
+    )
     propose_draft_token_ids.direct = True  # type: ignore[attr-defined]
     GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids
     GPUModelRunner._prepare_inputs = plainly(GPUModelRunner._prepare_inputs)

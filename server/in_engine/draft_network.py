@@ -143,7 +143,12 @@ class DraftNetwork:
         if at_most is not None and slots * positions > at_most:
             return False
         roomy = 1 << (slots - 1).bit_length(), 1 << (positions - 1).bit_length()
-        self._grow(*(roomy if at_most is None or roomy[0] * roomy[1] <= at_most else (slots, positions)))
+        if at_most is not None and roomy[0] * roomy[1] > at_most:
+            roomy = (
+                slots,
+                min(at_most // slots, positions * 5 // 4),
+            )  # not by the token, which would copy all of it each step
+        self._grow(*roomy)
         return True
 
     def release(self, above: int) -> None:

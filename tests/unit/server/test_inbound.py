@@ -163,3 +163,10 @@ def test_a_tenants_limit_is_written_into_requests_that_name_none() -> None:
 
 def test_an_inbound_request_does_not_show_its_prompt() -> None:
     assert "payload" not in repr(check(CHAT, b'{"prompt": "secret"}', 8))
+
+
+def test_what_gives_other_requests_wrong_log_probabilities_is_refused() -> None:
+    refusal = refused({"logprobs": 1, "logprob_token_ids": [5, 6]})
+    assert (refusal.param, refusal.code) == ("logprob_token_ids", "unsupported_parameter")
+    checked({"logprobs": True, "logprob_token_ids": None})
+    checked({"logprob_token_ids": [5]}, EMBEDDINGS)

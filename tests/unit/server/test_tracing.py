@@ -95,5 +95,5 @@ def test_without_opentelemetry_it_is_said_what_to_install(monkeypatch: pytest.Mo
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"understudy\[otel\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[otel\]'"):
         tracing.make_tracing("http://127.0.0.1:1")

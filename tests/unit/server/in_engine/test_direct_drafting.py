@@ -122,7 +122,9 @@ def test_a_full_cache_leaves_requests_without_drafts_until_there_is_room(folder:
 
 def request(answer: list[int], **sampling: Any) -> SimpleNamespace:
     """The model runner's record of a request."""
-    params = {"max_tokens": None, "eos_token_id": 0, "stop_token_ids": [9], **sampling}
+    params = {
+        "max_tokens": None, "min_tokens": 0, "eos_token_id": 0, "stop_token_ids": [9], "structured_outputs": None, **sampling,
+    }  # fmt: skip
     return SimpleNamespace(output_token_ids=answer, sampling_params=SimpleNamespace(**params))
 
 
@@ -136,6 +138,10 @@ def request(answer: list[int], **sampling: Any) -> SimpleNamespace:
         ([5, 9], {"max_tokens": 8}, (2, 0)),
         ([5, 0], {"max_tokens": 8, "eos_token_id": None, "stop_token_ids": None}, (2, 6)),
         ([], {"max_tokens": 8}, (0, 8)),
+        ([5, 6], {"max_tokens": 8, "min_tokens": 5}, (2, 3)),
+        ([5, 6], {"min_tokens": 3}, (2, 1)),
+        ([5, 6], {"max_tokens": 3, "min_tokens": 3}, (2, 1)),
+        ([5, 6], {"min_tokens": 2}, (2, ENDLESS)),
     ],
 )
 def test_how_far_an_answer_is(answer: list[int], sampling: dict[str, Any], expected: tuple[int, int]) -> None:
@@ -207,6 +213,25 @@ def test_the_proposer_hands_probabilities_to_the_model_runner(folder: Path, monk
     assert runner._draft_probs.shape[:2] == (2, 2)
     assert proposer.propose_for(runner, [[1], [1], [2]], mixed, 0) == [[], [], []]
     assert runner._draft_probs is None
+
+
+@torch.inference_mode()
+def test_what_a_grammar_forces_is_proposed_greedily(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that the grammar forbids are dropped before they are judged: they must not have been drawn."""
+    monkeypatch.setattr("server.in_engine.direct_drafting.attach", lambda: None)
+    proposer = DirectProposer(SimpleNamespace(additional_config={"understudy_draft": str(folder)}))
+    proposer.load_model(None)
+    tokens = numpy.stack([numpy.array(ids(1, 10, row)[0]) for row in range(2)])
+    batch = SimpleNamespace(req_ids=["a", "b"], token_ids_cpu=tokens, num_tokens_no_spec=numpy.array([10, 10]))
+    requests = {"a": request([1, 2], structured_outputs=object()), "b": request([1, 2])}
+    runner = SimpleNamespace(input_batch=batch, requests=requests)
+    sampled = SimpleNamespace(all_greedy=False, temperature=torch.tensor([2.0, 2.0]), generators={})
+    alone = Drafter(DraftNetwork(folder, eight_bit=True)).draft([Row("a", tokens[0].tolist())], 3)[0]
+    for _ in range(4):
+        assert proposer.propose_for(runner, [[1], [1]], sampled, 3)[0] == alone["a"]
+        assert torch.equal(runner._draft_probs[0].argmax(-1), torch.tensor(alone["a"]))
+        assert runner._draft_probs[0].max(-1).values.tolist() == [1.0] * 3, "certain"
+        assert (runner._draft_probs[1] < 1).all()
 
 
 @torch.inference_mode()

@@ -124,3 +124,16 @@ def test_reasons_against_a_config(change: dict[str, object], reason: str) -> Non
     config = json.loads(json.dumps(LLAMA.config().to_dict()))
     assert unsupported(config) is None
     assert reason in str(unsupported({**config, **change}))
+
+
+def test_near_its_limit_the_cache_does_not_grow_by_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, _ = pico(LLAMA, tmp_path)
+    grown: list[tuple[int, int]] = []
+    real = network._grow
+    monkeypatch.setattr(
+        network, "_grow", lambda slots, positions: grown.append((slots, positions)) or real(slots, positions)
+    )
+    assert all(network.reserve(4, positions, at_most=4 * 300) for positions in range(250, 301))
+    assert len(grown) <= 3
+    assert not network.reserve(4, 301, at_most=4 * 300)
+    assert all(slots * positions <= 1200 for slots, positions in grown)

@@ -17,8 +17,10 @@ from server.in_engine.sampling_repair import (
     Repair,
     expand_is_faulty,
     generator_is_faulty,
+    padding_is_judged,
     repaired_expand,
     repaired_generator,
+    repaired_judging,
     repaired_top_k,
     top_k_is_faulty,
 )
@@ -68,6 +70,36 @@ def test_top_k_of_no_rows() -> None:
     assert not top_k_is_faulty(fixed, torch)
     logits, k = torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2], dtype=torch.int32)
     assert fixed(logits, k).tolist() == faulty(logits, k).tolist()
+
+
+def judging(
+    output: Any, cu_num_draft_tokens: Any, draft_token_ids: Any, draft_probs: Any, target_probs: Any, bonus: Any, recovered: Any,
+    uniform_probs: Any, is_greedy: Any, max_spec_len: int, vocab_size: int, *_: Any, **__: Any,
+) -> None:  # fmt: skip
+    """As vLLM 0.32 on a CPU, one draft token a request: -1 is a place like any other."""
+    for row, token in enumerate(draft_token_ids.tolist()):
+        place = row * vocab_size + token
+        chance = target_probs.flatten()[place] / (1 if draft_probs is None else draft_probs.flatten()[place])
+        output[row, 0] = token if chance >= uniform_probs[row] else recovered[row]
+
+
+def test_padded_draft_tokens_are_rejected_and_others_judged_as_before() -> None:
+    assert padding_is_judged(judging, torch)
+    fixed = repaired_judging(judging)
+    assert not padding_is_judged(fixed, torch)
+    output, ids = torch.full((3, 2), -1), torch.tensor([1, -1, 0])
+    target, draft = torch.tensor([[0.5, 0.5]] * 3), torch.tensor([[0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    rest = (
+        torch.zeros(3, 1),
+        torch.tensor([0, 1, 1]),
+        torch.tensor([0.9, 0.0, 0.6]),
+        torch.zeros(3, dtype=torch.bool),
+        1,
+        2,
+    )
+    fixed(output, torch.tensor([1, 2, 3]), ids, draft, target, *rest, NO_DRAFT_PROBS=False)
+    assert output[:, 0].tolist() == [1, 1, 1]
+    assert ids.tolist() == [1, -1, 0], "the engine's own tensors stay as they are"
 
 
 @pytest.fixture
@@ -131,6 +163,9 @@ load_general_plugins()
 from vllm.platforms import current_platform
 current_platform.register_triton_kernel_overrides()
 from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens
+from vllm.utils import cpu_triton_utils
+from server.in_engine.sampling_repair import padding_is_judged
+assert not padding_is_judged(cpu_triton_utils._rejection_random_sample_kernel_impl, torch)
 ends = torch.tensor([2, 5], dtype=torch.int32)
 found = expand_batch_to_tokens(torch.tensor([0.5, 0.0]), ends, 5, 0, 1).tolist()
 print(found, vllm.v1.engine.utils.get_mp_context().get_start_method())
@@ -147,7 +182,9 @@ def test_vllm_loads_the_plugin_before_it_binds_its_kernels_and_forks_its_core_wh
 
 
 def test_repairs_name_functions_of_the_engine() -> None:
-    assert {repair.function for repair in REPAIRS} == {"_expand_kernel_impl", "apply_top_k_only", "Generator"}
+    assert {repair.function for repair in REPAIRS} == {
+        "_expand_kernel_impl", "apply_top_k_only", "_rejection_random_sample_kernel_impl", "Generator"
+    }  # fmt: skip
 
 
 def test_a_repaired_generator_can_be_rewound_and_still_draws() -> None:
