@@ -44,6 +44,19 @@ def settings(text: Path, **changes) -> NutePruneSettings:
     return NutePruneSettings(calibration=(text,), **{**FEW, **changes})
 
 
+def interrupted_at_once(target: Path, out: Path, chosen: NutePruneSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that Ctrl-C ends in its first step, which is taken all the same."""
+    real = training.Trainer.search_step
+
+    def stop(self, batch):
+        signal.raise_signal(signal.SIGINT)
+        return real(self, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training.Trainer, "search_step", stop)
+        prune_masks(target, out, chosen)
+
+
 def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     record = provenance.read(made["whole"])
     assert record is not None
@@ -80,15 +93,7 @@ def test_a_search_that_falls_short_and_one_that_no_snapshot_taught_say_so(made, 
 
 
 def test_what_a_file_of_a_run_gives_back_can_be_trained_on_another_device(made, tmp_path, monkeypatch):
-    real = training.Trainer.search_step
-
-    def stop(self, batch):
-        signal.raise_signal(signal.SIGINT)
-        return real(self, batch)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training.Trainer, "search_step", stop)
-        prune_masks(made["target"], tmp_path / "out", settings(made["text"]))
+    interrupted_at_once(made["target"], tmp_path / "out", settings(made["text"]), monkeypatch)
     values = torch.load(next(tmp_path.glob(f"*/{FILE}")), weights_only=True)["state"]
     found = State.parse(values, torch.device("meta"))
     tensors = [*found.log_alphas.tensors().values(), *(m for pair in found.lora.values() for m in pair)]
@@ -151,15 +156,7 @@ def test_other_text_than_the_interrupted_runs_is_refused(made, tmp_path, monkeyp
     text = tmp_path / "text.txt"
     text.write_text(made["text"].read_text())
 
-    real = training.Trainer.search_step
-
-    def stop(self, batch):
-        signal.raise_signal(signal.SIGINT)
-        return real(self, batch)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training.Trainer, "search_step", stop)
-        prune_masks(made["target"], tmp_path / "out", settings(text))
+    interrupted_at_once(made["target"], tmp_path / "out", settings(text), monkeypatch)
     text.write_text(made["text"].read_text() + "more")
     with pytest.raises(InputError, match=r"input '.*text\.txt' changed since the interrupted run"):
         prune_masks(made["target"], tmp_path / "out", settings(text))
