@@ -143,13 +143,11 @@ def run_grid(
     for cell in cells:
         rows = known(cell, grid, out)
         if rows is None and (rows := published(cell, grid, before or {})) is not None:
-            made = (before or {})["cells"][cell.slug]
-            if cell in asked and not would_be_here(cell, made):
-                continue
-            found.earlier[cell.slug] = made
+            found.earlier[cell.slug] = (before or {})["cells"][cell.slug]
         if rows is not None:
             found.rows[cell.slug] = rows
-    missing = [cell for cell in asked if cell.slug not in found.rows]
+    elsewhere = {c.slug for c in asked if c.slug in found.earlier and not would_be_here(c, found.earlier[c.slug])}
+    missing = [cell for cell in asked if cell.slug not in found.rows or cell.slug in elsewhere]  # these stay until then
     started = time.monotonic()
     results = _measured_all(missing, grid, out, measure, jobs)
     for number, (cell, result) in enumerate(results, 1):
@@ -159,6 +157,7 @@ def run_grid(
             log(f"{cell.slug} failed: {result}")
         else:
             found.rows[cell.slug] = result
+            found.earlier.pop(cell.slug, None)
             save(found)
     return found
 

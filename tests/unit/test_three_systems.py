@@ -106,6 +106,11 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
         slug: known(c, QUICK, tmp_path / "one") for c in cells if (slug := c.slug) in depth
     }
     assert record_of(found, cells, QUICK, tmp_path / "one")["cells"][depth[0]]["cpu"] == "another"
+    assert not {cell.slug for cell in cells if cell.table == "cost"} & found.earlier.keys()
+    failing = Counting(next(cell.slug for cell in cells if cell.table == "cost"))
+    kept = run_grid(cells, QUICK, tmp_path / "four", failing, before=before)
+    assert failing.failing in kept.rows, "until it is measured anew, what was measured elsewhere stays"
+    assert failing.failing in kept.failed
 
 
 def test_several_processes_find_what_one_does_and_one_that_breaks_stops_no_other(tmp_path: Path) -> None:
