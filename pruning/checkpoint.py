@@ -152,10 +152,7 @@ def load_model(
         raise InputError(f"{folder}: weight {min(found['missing_keys'])} is missing; copy the checkpoint again")
     try:
         placed: PreTrainedModel = model if hasattr(model, "hf_device_map") else model.to(_device(device))
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch's for names it does not know and for GPUs that are not there, or full
+    except (RuntimeError, AssertionError) as error:  # a name that torch does not know, a GPU that is not there, or full
         raise InputError(
             f"device {device!r}: {_line(error)}; give auto, cpu, or a GPU that is there, e.g. cuda:0"
         ) from error
@@ -235,10 +232,8 @@ def cut_config_of(folder: Path, kept_layers: Sequence[int]) -> dict[str, Any]:
 
 def write_checkpoint(model: PreTrainedModel, source: Path, folder: Path, config: dict[str, Any] | None = None) -> None:
     """Writes a model into an existing folder; arguments as for ``save_checkpoint``."""
-    sampling, model.generation_config = (
-        model.generation_config,
-        GenerationConfig(),
-    )  # some that load are refused on saving
+    sampling = model.generation_config
+    model.generation_config = GenerationConfig()  # some that load are refused on saving
     try:
         with _quiet():
             model.save_pretrained(folder)

@@ -72,12 +72,9 @@ def cut_hidden(model: PreTrainedModel, dimensions: tuple[int, ...]) -> PreTraine
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in model.state_dict().items():
             side = _side(name, family)
-            yield (
-                name,
-                _scaled(
-                    name, tensor if side is None else tensor.index_select(side, chosen.to(tensor.device)), share, family
-                ),
-            )
+            if side is not None:
+                tensor = tensor.index_select(side, chosen.to(tensor.device))
+            yield name, _scaled(name, tensor, share, family)
 
     cut = build(config, model.dtype)
     with torch.no_grad():

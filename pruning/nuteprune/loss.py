@@ -74,9 +74,8 @@ def _run(resident: Resident, side: Side, batch: Batch, see: Callable[[int, Tenso
     """
     with resident.wearing(side) as model, watching(model, see):
         states = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return resident.narrowed(states)[
-            batch.attention_mask.to(states.device).bool()
-        ]  # the last GPU's, where several share it
+        mask = batch.attention_mask.to(states.device)  # of several GPUs the last one has the states
+        return resident.narrowed(states)[mask.bool()]
 
 
 @torch.no_grad()
