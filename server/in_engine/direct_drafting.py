@@ -41,7 +41,8 @@ just before the batch is too large for it, and the last of them when they are ne
 JUST_BEGUN = 2
 """Tokens of an answer up to which it is followed whatever is left of it.
 
-Two, because answers that begin together wait a step: where several do, more may be on their way, and soon too many to draft for.
+Two, because answers that begin together wait a step, and so does the first one after a crowd: more may be on their way, and soon
+too many to draft for.
 """
 
 ENDLESS = 1 << 30
@@ -225,6 +226,7 @@ class DirectProposer:
         self._drafter: Drafter | None = None
         self._counts: deque[int] = deque(maxlen=CALM)
         self._last: frozenset[str] = frozenset()
+        self._after_crowd = False
         attach()
 
     def load_model(self, target: Any) -> None:
@@ -265,16 +267,21 @@ class DirectProposer:
             if sampled[index]
         ]  # fmt: skip
         begun = sum(row.answered <= 1 for row in rows)
-        if begun > 1:
+        if begun > 1 or self._after_crowd:
             rows = [row for row in rows if row.answered > 1]
+        self._after_crowd &= not begun
         drafts, probabilities = self._drafter.draft(rows, count) if rows else ({}, None)
         runner._draft_probs = probabilities
         runner._draft_prob_req_ids = None if probabilities is None else list(drafts)
         return [drafts.get(request_id, []) for request_id in batch.req_ids]
 
     def _calm(self, count: int, requests: frozenset[str]) -> int:
-        """The least count of the last ``CALM`` steps; of those since none of its requests was there, if that is less long ago."""
+        """The least count of the last ``CALM`` steps; of those since none of its requests was there, if that is less long ago.
+
+        It also notes whether those who were there before had been too many: then more may be on their way behind the first one.
+        """
         if not requests & self._last:
+            self._after_crowd = 0 in self._counts
             self._counts.clear()
         self._last = requests
         self._counts.append(count)

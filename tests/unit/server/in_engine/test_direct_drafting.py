@@ -185,7 +185,10 @@ def test_more_is_drafted_again_only_after_calm(folder: Path, monkeypatch: pytest
     assert found == [4, *[0] * CALM, 4, 2, 2]
     assert len(proposer.propose_for(runner, [[1]], greedy, 0)[0]) == 0
     batch.req_ids, runner.requests = ["b"], {"b": request([1])}
+    assert len(proposer.propose_for(runner, [[1]], greedy, 4)[0]) == 0, "it comes after a crowd, and more may follow"
     assert len(proposer.propose_for(runner, [[1]], greedy, 4)[0]) == 4, "nobody is left of the requests before"
+    batch.req_ids, runner.requests = ["c"], {"c": request([1])}
+    assert len(proposer.propose_for(runner, [[1]], greedy, 4)[0]) == 4, "there was no crowd before this one"
 
 
 @torch.inference_mode()
