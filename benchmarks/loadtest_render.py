@@ -7,7 +7,8 @@ from typing import Any
 from loadtests.report import caveats, generator_lines, verdict, warning
 
 HEADS = (
-    "load", "server", "requests", "failed", "tokens/s", "gain", "goodput", "ttft ms p50", "p95", "p99",
+    "load", "server", "requests", "failed", "under way", "tokens/s",
+    "gain", "goodput", "ttft ms p50", "p95", "p99",
     "ms/token p50", "p95", "p99", "end to end ms p50", "p95", "accept.", "length",
 )  # fmt: skip
 
@@ -31,7 +32,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     load = row["condition"] if row["level"] is None else LEVELS[row["loop"]].format(row["level"])
     return [
         "1 user" if load == "1 users" else load, row["target"], str(row["requests"]), str(row["errors"]),
-        number("tokens_per_s", 1, ".0f"), gain(row),
+        number("under_way", 1, ".1f"), number("tokens_per_s", 1, ".0f"), gain(row),
         number("goodput", 1, ".0%"), *(number(f"ttft_s_p{p}", 1e3, ".0f") for p in (50, 95, 99)),
         *(number(f"tpot_s_p{p}", 1e3, ".1f") for p in (50, 95, 99)), *(number(f"e2e_s_p{p}", 1e3, ".0f") for p in (50, 95)),
         number("acceptance_rate", 1, ".2f"), number("mean_acceptance_length", 1, ".2f"),
@@ -50,8 +51,9 @@ def loadtest(record: dict[str, Any]) -> str:
         f"Hardware: {hardware['cpu']}, {hardware['cores']} cores, the load generator on the same ones. Eager engines, one plain "
         f"and one with the draft, asked the same in turns ({settings['turns']} of each), greedy, seed {settings['seed']}, "
         f"{record['date']}. Gain: output tokens per second over plain's with a number of users, plain's median end-to-end time "
-        "over the draft's with a rate of arrivals; in brackets the range over turns. Goodput: share of requests with the first "
-        f"token within {1e3 * objective['ttft_s']:g} ms of when the request was due and at most "
+        "over the draft's with a rate of arrivals; in brackets the range over turns. *Under way*: requests at a time, on average. "
+        "Goodput: share of requests with the first token "
+        f"within {1e3 * objective['ttft_s']:g} ms of when the request was due and at most "
         f"{1e3 * objective['tpot_s']:g} ms per output token.",
         "\n".join(lines),
         *([warning(record)] if warning(record) else []),

@@ -22,7 +22,7 @@ from evaluation.scores import Ratio
 from evaluation.settings import EvaluateSettings
 from pruning.checkpoint import load_tokenizer
 from pruning.settings import WidthSettings
-from stages.hashing import checkpoint_hash, value_hash
+from stages.hashing import checkpoint_hash, file_hash, value_hash
 
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 
@@ -62,7 +62,8 @@ class Measuring:
     def target_result(self) -> Path:
         """The target's own evaluation, made once for its settings."""
         settings = self.evaluation()
-        made_from = [settings.model_dump(mode="json"), checkpoint_hash(TARGET)]
+        asked = [file_hash(file) for name in settings.tasks for file in sorted(settings.task_folder.glob(f"{name}.*"))]
+        made_from = [settings.model_dump(mode="json"), checkpoint_hash(TARGET), asked]
         file = self.out / "target" / f"{value_hash(made_from)[:12]}.json"
         with alone(file):
             if not file.is_file():

@@ -96,7 +96,7 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
     model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)
     results, samples = harness.run(model, tokenizer, settings, model_folder)
     scores = tuple(
-        scored(task=name, times=settings.bootstrap, seed=settings.seed, **harness.items_of(found))
+        scored(task=name, times=settings.bootstrap, seed=settings.seed, **harness.items_of(name, found))
         for name, found in samples.items()
     )
     made = Evaluation(

@@ -171,20 +171,43 @@ def run(model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path) ->
     return results, samples
 
 
-def headline(metrics: Sequence[str]) -> str:
-    """The metric that is a task's score."""
+def headline(sample: dict[str, Any]) -> str | None:
+    """The metric that is a task's score; None where it has none that is a number for each item (BLEU and F1 of all together)."""
+    metrics = sample["metrics"]
     if ROLLING in metrics:
         return ROLLING
-    return next((name for name in PREFERRED if name in metrics), metrics[0])
+    numbers = [name for name in metrics if isinstance(sample.get(name), int | float)]
+    return next((name for name in PREFERRED if name in numbers), numbers[0] if numbers else None)
 
 
-def items_of(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A task's samples as arguments of ``scores.scored``: metric, chance, each item's score, and a hash of what was asked."""
+def _check_likelihoods(task: str, samples: Sequence[dict[str, Any]]) -> None:
+    """Refuses a model that computes no numbers: the likeliest of choices that are all NaN would be the first, and believed."""
+    for sample in samples:
+        found = [part[0] for part in sample["filtered_resps"] if isinstance(part, tuple | list) and part]
+        if any(isinstance(value, float) and math.isnan(value) for value in found):
+            raise InputError(
+                f"evaluate: the model's log-likelihoods of {task!r}, item {sample['doc_id']}, are NaN; a model that was broken in "
+                "training has no scores, and one that is too large for float16 needs --set dtype=float32"
+            )
+
+
+def items_of(task: str, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A task's samples as arguments of ``scores.scored``: metric, chance, each item's score, and a hash of what was asked.
+
+    Raises:
+        InputError: no score for each item, or one that is no number.
+    """
     one_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-    metric = headline(one_filter[0]["metrics"])
-    asked = value_hash([[sample["doc_hash"], sample["target_hash"]] for sample in one_filter])
+    metric = headline(one_filter[0])
+    if metric is None:
+        names = ", ".join(one_filter[0]["metrics"])
+        raise InputError(f"tasks: {task!r} has scores of all its items together only ({names}); leave it out")
+    _check_likelihoods(task, one_filter)
+    asked = value_hash([[sample[name] for name in ("doc_hash", "prompt_hash", "target_hash")] for sample in one_filter])
     values = [sample[metric] for sample in one_filter]
     if metric == ROLLING:
+        if not all(math.isfinite(likelihood) for likelihood, _ in values):
+            raise InputError(f"evaluate: the model's log-likelihood of a text of {task!r} is no number")
         bits = [-likelihood * BITS_PER_NAT for likelihood, _ in values]
         return {"metric": metric, "items": bits, "weights": [float(size) for _, size in values], "items_sha256": asked}
     return {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loadtests.figures import Result
 from loadtests.settings import LoadSettings
+from stages.errors import EngineError
 
 PROJECT = Path(__file__).resolve().parent.parent
 STREAMER = "benchmarks.gateway_streamer"
@@ -75,4 +76,7 @@ def measure_ceiling(carry_out: Callable[[LoadSettings, dict[str, str]], Sequence
         (streams,) = carry_out(STREAMS, {"plain": url})
     answered = sum(not outcome.error for outcome in whole.outcomes)
     chunks = sum(len(outcome.chunk_s) for outcome in streams.outcomes)
+    if not answered or not chunks:
+        failed = next((outcome.error for outcome in (*whole.outcomes, *streams.outcomes) if outcome.error), "no answer")
+        raise EngineError(f"the load generator's own ceiling could not be measured on loopback: {failed}")
     return Ceiling(answered / whole.wall_s, chunks / streams.wall_s)

@@ -81,6 +81,9 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, objective: Objective) ->
 
     Args:
         wall_s: how long the server was asked, turns added up.
+
+    Returns:
+        among them ``under_way``: how many requests there were at a time, on average.
     """
     answered = [o for o in outcomes if not o.error]
     tokens = sum(o.completion_tokens or 0 for o in answered)
@@ -88,7 +91,8 @@ def summary(outcomes: Sequence[Outcome], wall_s: float, objective: Objective) ->
     return {
         "requests": len(outcomes), "errors": len(outcomes) - len(answered),
         "error_kinds": dict(Counter(o.error for o in outcomes if o.error)),
-        "wall_s": wall_s, "requests_per_s": _ratio(len(answered), wall_s), "tokens_per_s": _ratio(tokens, wall_s),
+        "wall_s": wall_s, "under_way": _ratio(math.fsum(o.e2e_s for o in outcomes), wall_s),
+        "requests_per_s": _ratio(len(answered), wall_s), "tokens_per_s": _ratio(tokens, wall_s),
         "good_per_s": _ratio(good, wall_s), "goodput": goodput(outcomes, objective), "tokens": tokens,
         **percentiles("ttft_s", [o.ttft_s for o in answered if o.ttft_s is not None]),
         **percentiles("tpot_s", [o.tpot_s for o in answered if o.tpot_s is not None]),

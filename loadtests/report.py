@@ -21,7 +21,8 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 """
 
 COLUMNS: tuple[tuple[str, str, float, str], ...] = (
-    ("requests", "requests", 1, ".0f"), ("failed", "errors", 1, ".0f"), ("requests/s", "requests_per_s", 1, ".2f"),
+    ("requests", "requests", 1, ".0f"), ("failed", "errors", 1, ".0f"), ("under way", "under_way", 1, ".1f"),
+    ("requests/s", "requests_per_s", 1, ".2f"),
     ("tokens/s", "tokens_per_s", 1, ".1f"), ("gain", "gain", 1, ".2f"), ("goodput", "goodput", 1, ".1%"),
     ("good/s", "good_per_s", 1, ".2f"), ("TTFT p50, ms", "ttft_s_p50", 1e3, ".0f"), ("p95", "ttft_s_p95", 1e3, ".0f"),
     ("p99", "ttft_s_p99", 1e3, ".0f"), ("per token p50, ms", "tpot_s_p50", 1e3, ".1f"), ("p95", "tpot_s_p95", 1e3, ".1f"),
@@ -78,6 +79,8 @@ def generator_lines(record: dict[str, Any]) -> list[str]:
 
 def warning(record: dict[str, Any]) -> str:
     """Why the run is not to be published; empty if it may be."""
+    if not record.get("complete", True):
+        return "Not publishable: it was interrupted, and holds the turns that had ended."
     generator = record["generator"]
     if generator["publishable"]:
         return ""

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -69,13 +69,17 @@ def _worker(job: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
 
 
 def carry_out(
-    settings: LoadSettings, targets: Mapping[str, str], keys: Mapping[str, str] | None = None
+    settings: LoadSettings,
+    targets: Mapping[str, str],
+    keys: Mapping[str, str] | None = None,
+    keep: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Runs all turns against all servers, in a process of its own.
 
     Args:
         targets: addresses by name, ``plain`` first.
         keys: API keys by tenant.
+        keep: is given each turn's result as soon as it is there.
 
     Raises:
         EngineError: a server cannot be reached, or the load generator died.
@@ -92,6 +96,7 @@ def carry_out(
         assert child.stdout is not None
         for line in child.stdout:
             results.append(decode(line))
+            keep(results[-1])
             advance(1, f"{results[-1].target}, {results[-1].condition}")
         if code := child.wait():
             raise EngineError(f"the load generator ended with exit code {code}; what it said stands above")
@@ -147,6 +152,8 @@ def loadtest(
 ) -> dict[str, Any]:
     """Measures the generator's ceiling, runs the load test, and writes ``out`` (JSON) and a report (HTML) beside it.
 
+    What is interrupted, or loses its server, is written as far as it came, with ``complete: false``.
+
     Args:
         more: what else is to stand in the record, e.g. which pair was served.
     """
@@ -157,8 +164,17 @@ def loadtest(
     if ceiling.at_hand():
         log("measuring what the load generator itself can do")
         found = ceiling.measure_ceiling(carry_out)
-    results = carry_out(settings, targets, keys)
-    record = {**more, **record_of(results, settings, found)}
-    write_text(out, json.dumps(record, indent=1) + "\n")
-    write_text(out.with_suffix(".html"), html(record))
+    results: list[Result] = []
+    record: dict[str, Any] = {}
+    complete = False
+    try:
+        carry_out(settings, targets, keys, results.append)
+        complete = True
+    finally:
+        if results:
+            record = {**more, **record_of(results, settings, found), "complete": complete}
+            write_text(out, json.dumps(record, indent=1) + "\n")
+            write_text(out.with_suffix(".html"), html(record))
+        if results and not complete:
+            log(f"{out}: holds the {len(results)} turns that had ended")
     return record

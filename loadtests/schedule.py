@@ -195,7 +195,8 @@ def requests_for(
 
 def _closed_turns(settings: LoadSettings, prompts: Sequence[Prompt], users: int) -> Iterator[Turn]:
     """Turns of a closed loop with a number of requests; the time is what it takes."""
-    size = min(-(-settings.requests_per_turn // users) * users, settings.max_requests)
+    each = max(-(-settings.requests_per_turn // users), settings.requests_per_user)
+    size = min(each * users, settings.max_requests)
     name = f"closed-{users}"
     everything = requests_of(settings, prompts, size * settings.turns, name)
     for number in range(settings.turns):

@@ -123,6 +123,7 @@ class LoadSettings(Settings):
         rates: open loops that it runs, by arrivals per second.
         turns: times that each server is asked under each condition, servers taking turns.
         requests_per_turn: of a closed loop, rounded up to as many for each user.
+        requests_per_user: of a closed loop, at least: with one each, a turn would be a burst and its ending, not so many users.
         turn_s: length of an open loop's turn; what has arrived by then is waited for.
         think_s: mean pause of a user between requests, exponential; closed loops only.
         max_in_flight: connections; in an open loop what arrives beyond waits, and its time counts.
@@ -144,6 +145,7 @@ class LoadSettings(Settings):
     rates: tuple[float, ...] = (0.5, 1.0, 2.0)
     turns: int = Field(default=3, ge=1, le=100)
     requests_per_turn: int = Field(default=16, ge=1)
+    requests_per_user: int = Field(default=6, ge=1)
     turn_s: float = Field(default=15.0, gt=0, le=3600)
     think_s: float = Field(default=0.0, ge=0)
     timeout_s: float = Field(default=120.0, gt=0)

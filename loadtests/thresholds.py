@@ -71,15 +71,11 @@ def _value(row: dict[str, Any], figure: str) -> float | None:
 def _own(rows: Sequence[dict[str, Any]], threshold: Threshold, usual: str) -> list[dict[str, Any]]:
     """The rows that a threshold is about; steps are run until they break, so only who names one means it."""
     target = threshold.target or usual
-    own = [
+    return [
         row for row in rows
         if row["target"] == target and threshold.condition in (None, row["condition"])
         and not (row["step"] and threshold.condition is None)
     ]  # fmt: skip
-    if not own:
-        known = dict.fromkeys(f"{row['target']}@{row['condition']}" for row in rows)
-        raise InputError(f"--fail-if {threshold.text}: is not run; there are {', '.join(known)}")
-    return own
 
 
 def check_planned(turns: Sequence[Turn], targets: Sequence[str], thresholds: Sequence[Threshold]) -> None:
@@ -93,21 +89,25 @@ def check_planned(turns: Sequence[Turn], targets: Sequence[str], thresholds: Seq
     """
     rows = [{"target": target, "condition": turn.condition, "step": turn.step} for target in targets for turn in turns]
     for threshold in thresholds:
-        _own(rows, threshold, targets[-1])
+        if not _own(rows, threshold, targets[-1]):
+            known = dict.fromkeys(f"{row['target']}@{row['condition']}" for row in rows)
+            raise InputError(f"--fail-if {threshold.text}: is not run; there are {', '.join(known)}")
 
 
 def failures(rows: Sequence[dict[str, Any]], thresholds: Sequence[Threshold], usual: str) -> list[str]:
     """One line for each condition that crosses a threshold; a figure that is not there cannot have been kept.
 
+    Nor can one of a step that was not reached, because the server had broken at a lower one.
+
     Args:
         usual: the server that a threshold is about if it names none.
-
-    Raises:
-        InputError: a threshold is about a server or a condition that was not run.
     """
     lines = []
     for threshold in thresholds:
-        for row in _own(rows, threshold, usual):
+        own = _own(rows, threshold, usual)
+        if not own:
+            lines.append(f"{threshold.text}: was not reached")
+        for row in own:
             value = _value(row, threshold.figure)
             where = f"{row['target']}, {row['condition']}"
             if value is None:

@@ -38,6 +38,8 @@ class Place:
     entered_s: float | None = None
     refused: Overloaded | None = None
     left: bool = False
+    served: bool = True
+    """Whether its request was carried out: how long a refused one held its place says nothing of the next."""
     tell: Callable[[], None] = field(default=_nobody)
     """Called when a waiting request is let in or refused."""
 
@@ -107,7 +109,8 @@ class Admission:
             self._drop(place)
         else:
             self.running -= 1
-            self._learn(now - place.entered_s)
+            if place.served:
+                self._learn(now - place.entered_s)
         self._let_in(now)
 
     def expected_wait_s(self, tenant: str) -> float:

@@ -52,7 +52,14 @@ def with_limit(route: str, payload: dict[str, Any], max_tokens: int | None) -> d
     return {**payload, OUTPUT_FIELDS[route][0]: max_tokens}
 
 
-def declared_tokens(route: str, payload: dict[str, Any], num_sequences: int, bytes_per_token: float) -> int:
+class Declared(NamedTuple):
+    """Tokens of a request: about those of its prompts, and the most that all its sequences may get."""
+
+    prompt: int
+    output: int
+
+
+def declared_tokens(route: str, payload: dict[str, Any], num_sequences: int, bytes_per_token: float) -> Declared:
     """Prompt and output of all sequences.
 
     Args:
@@ -62,7 +69,8 @@ def declared_tokens(route: str, payload: dict[str, Any], num_sequences: int, byt
         bytes_per_token: of prompts, in UTF-8.
     """
     output = declared_output(route, payload)
-    return estimate_prompt(payload, bytes_per_token) + num_sequences * (UNDECLARED if output is None else output)
+    prompt = estimate_prompt(payload, bytes_per_token)
+    return Declared(prompt, num_sequences * (UNDECLARED if output is None else output))
 
 
 def estimate_prompt(payload: dict[str, Any], bytes_per_token: float) -> int:

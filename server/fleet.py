@@ -175,6 +175,7 @@ class Attempt:
         self._listening_s: float | None = None
         self._ticket = 0
         self._status: int | None = None
+        self._broke_off = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -188,6 +189,10 @@ class Attempt:
             self.member.breaker.answer(self._ticket)
         self.progress()
 
+    def broke_off(self) -> None:
+        """Notes that the engine ended its answer with an error of its own."""
+        self._broke_off = True
+
     async def hear(self, awaited: Awaitable[Result]) -> Result:
         """Awaits something that the engine must send; when that is cut short, it is known for how long it was silent."""
         self._listening_s = self._fleet.clock()
@@ -199,13 +204,20 @@ class Attempt:
         """Notes that bytes came."""
         self.member.health.progress(self._fleet.clock())
 
-    def following(self) -> Attempt | None:
-        """The next try, should this one fail; None when there is no other engine or no more time, or after a 4xx."""
+    def following(self, after: Exception | None = None) -> Attempt | None:
+        """The next try, should this one fail; None when there is no other engine or no more time, or after a 4xx.
+
+        Args:
+            after: what it failed with. A request that loses its engine may have ended it: it gets one more try, and does not go
+                through all of them.
+        """
         now_s = self._fleet.clock()
         late = now_s - self._began_s > self._fleet.settings.retry_within_s
         if late or self._refused_by_engine:
             return None
         left = [one for one in self._rest if self._fleet.can_take(one.engine, now_s)]
+        if self._lost_engine(after):
+            left = left[:1]
         return Attempt(self._fleet, left, self._hashes, self._began_s, self._time_out) if left else None
 
     def retried(self) -> None:
@@ -213,7 +225,7 @@ class Attempt:
         self.member.retries += 1
 
     def is_fault(self, error: BaseException | None) -> bool:
-        """Whether an error is the engine's: no answer, a broken one, or a status of 500 and above; never a 4xx or a 501."""
+        """Whether an error is the engine's: no answer, a broken one, or a status of 500 and above; never another 4xx or a 501."""
         if isinstance(error, Refusal):
             return error.status >= 500 and not self._refused_by_engine
         return isinstance(error, EngineFailed)
@@ -221,6 +233,12 @@ class Attempt:
     @property
     def _refused_by_engine(self) -> bool:
         return self._status is not None and self._status >= 400 and not is_failure(self._status)
+
+    def _lost_engine(self, error: Exception | None) -> bool:
+        """Whether the connection broke after the request had gone out."""
+        if is_failure(self._status or 0):
+            return False
+        return isinstance(error, EngineFailed) or (isinstance(error, Refusal) and error.code == "engine_failed")
 
     def _was_kept_waiting(self, error: BaseException | None) -> bool:
         """Whether the request's time is up and the engine was silent for half of it or more.
@@ -246,7 +264,8 @@ class Attempt:
     ) -> None:
         self.member.health.end()
         breaker = self.member.breaker
-        if self.is_fault(error) or is_failure(self._status or 0) or self._was_kept_waiting(error):
+        told = self._broke_off or is_failure(self._status or 0)
+        if told or self.is_fault(error) or self._was_kept_waiting(error):
             breaker.fail(self._ticket, self._fleet.clock())
             self.member.nudge.set()
         elif self._status is not None:

@@ -38,6 +38,7 @@ class LimitedProtocol(HttpToolsProtocol):
     header_timeout_s: float
     _num_header_bytes = 0
     _in_headers = False
+    _has_ended_one = False
     _is_lost = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -54,11 +55,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what comes before a body; a header is known to the parser only when it has come whole."""
+        """Counts what comes before a body; a header is known to the parser only when it has come whole.
+
+        Headers behind the end of another request are counted from the next data on: how much of this belongs to which is not told.
+        """
+        self._has_ended_one = False
         super().data_received(data)
-        if self._in_headers and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_headers and not self._has_ended_one:
             self._num_header_bytes += len(data)
             self._check_size()
+        elif self._is_idle and self._timer is None:
+            self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -83,6 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Nothing of a request that was refused."""
+        self._has_ended_one = True
         if self.cycle is not None and not self.transport.is_closing():
             super().on_message_complete()
 
@@ -136,6 +146,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(Refusal(431, message, "headers_too_large"), "Request Header Fields Too Large")
         return False
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nobody waits for anything but what is left of a body that nobody reads, or has come between two requests.
+
+        uvicorn gives up its own timer at the first byte, and does not take it up again.
+        """
+        answered = self.cycle is not None and self.cycle.response_complete
+        return answered and not self._in_headers and self.timeout_keep_alive_task is None
+
     def _too_slow(self) -> None:
         if (
             self.cycle is not None and not self.cycle.response_complete
@@ -143,6 +162,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
             return
         self._timer = None
+        if self._is_idle:
+            self.transport.close()
+            return
         message = f"the headers did not arrive within {self.header_timeout_s:g} s"
         self._refuse(Refusal(408, message, "header_timeout"), "Request Timeout")
 

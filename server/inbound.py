@@ -182,6 +182,12 @@ def check(
     _check_type(payload, "stream", bool, "true or false")
     if strict:
         check_fields(route.name, payload)
+    if payload.get("background"):
+        raise _wrong(
+            "'background' is not served: its answer could not be fetched here, and would count as no request under way",
+            "background",
+            "unsupported_parameter",
+        )
     if route.samples and payload.get("logprob_token_ids") is not None:
         raise _wrong(
             "'logprob_token_ids' is not served: beside requests for log-probabilities in the same step vLLM 0.32 gives them this "

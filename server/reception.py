@@ -18,7 +18,7 @@ from server.access import NO_RETRY, Access
 from server.client import header
 from server.declaring import declared_tokens
 from server.errors import Refusal
-from server.exchange import CLIENT_GONE, Exchange
+from server.exchange import CLIENT_GONE, STREAM_FAILED, Exchange
 from server.inbound import Inbound, Route
 from server.limits import NEVER, Booking, Budget, Exceeded, Limit, Window
 from server.settings import GatewaySettings
@@ -81,6 +81,8 @@ class Visit:
         self._reception = reception
         self._route = route
         self._booking: Booking | None = None
+        self._read_tokens: int | None = None
+        """What its prompt is estimated at, of a request for a stream."""
         try:
             self.tenant = reception.access.tenant_of(header(scope, b"authorization"))
         except Refusal as refusal:
@@ -113,9 +115,11 @@ class Visit:
         if self._booking is None or self.tenant.tokens_per_minute is None:
             return
         bytes_per_token = self._reception.bytes_per_token
-        tokens = declared_tokens(self._route.name, inbound.payload, inbound.num_sequences, bytes_per_token)
+        declared = declared_tokens(self._route.name, inbound.payload, inbound.num_sequences, bytes_per_token)
+        if inbound.payload.get("stream"):
+            self._read_tokens = declared.prompt
         try:
-            self._booking.reserve(tokens, self._reception.now())
+            self._booking.reserve(sum(declared), self._reception.now())
         except Exceeded as error:
             raise _too_much(error, self._reception.retry_after_s) from None
 
@@ -123,7 +127,7 @@ class Visit:
         """Settles with the tenant, once."""
         if self._booking is not None:
             counts = exchange.status != "429" and not exchange.status.startswith("5")
-            self._booking.end(_used_tokens(exchange), counts, self._reception.now())
+            self._booking.end(_used_tokens(exchange, self._read_tokens), counts, self._reception.now())
 
     def headers(self) -> dict[str, str]:
         """What goes out with the answer, whatever that is."""
@@ -145,17 +149,22 @@ class Visit:
         raise Refusal(403, message, "model_not_allowed", "model", headers=NO_RETRY)
 
 
-def _used_tokens(exchange: Exchange) -> int | None:
+def _used_tokens(exchange: Exchange, read_tokens: int | None) -> int | None:
     """What a finished request has taken, in tokens; None where nobody counted them.
 
-    Of a stream that its client left, the chunks that had come are counted (each holds a token at least), so that nobody reads
-    for nothing by leaving before the end.
+    Of a stream that was left or cut, the prompt counts as it was estimated, and each chunk that had come as a token (it holds one
+    at least): nobody reads for nothing by leaving before the end. How far an answer in one piece had come is not known.
+
+    Args:
+        read_tokens: of the prompt; None: the answer comes in one piece.
     """
     if exchange.usage is not None:
         return exchange.usage.prompt_tokens + exchange.usage.output_tokens
     if exchange.succeeded:
         return None
-    return exchange.num_chunks if exchange.status == CLIENT_GONE else 0
+    if exchange.status not in (CLIENT_GONE, STREAM_FAILED) or exchange.served_by is None:
+        return 0
+    return None if read_tokens is None else read_tokens + exchange.num_chunks
 
 
 class Reception:

@@ -114,9 +114,13 @@ class Relay:
                 exchange.num_sequences, exchange.kind = inbound.num_sequences, inbound.kind
                 exchange.prompt_kind = prompt_kind_of(header(scope, KIND), settings.prompt_kinds, self._route.name)
                 visit.declare(inbound)
+                del body  # a long prompt need not be held three times for as long as its answer takes
+                inbound = replace(inbound, payload={})
                 facts = self._facts(inbound, header(scope, SPECULATION))
                 await unless_gone(receive, self._door.cut, self._in_turn(inbound, facts, reply, exchange))
         except (Refusal, EngineFailed, Cut) as error:
+            if exchange.status:  # the last event has gone out: what came after it is nobody's business
+                return await reply.end()
             refusal = visit.refusal = self._refusal(error)
             self._metrics.refused(self._route.name, exchange, refusal.code)
             logger.info("%s: %s", self._route.name, refusal)
@@ -140,8 +144,13 @@ class Relay:
         timeout_s = self._settings.request_timeout_s
         limit = asyncio.timeout(timeout_s)
         try:
-            async with limit, self._door.place(exchange.tenant, exchange.queue):
-                await self._exchange(inbound, facts, reply, exchange, limit)
+            async with limit, self._door.place(exchange.tenant, exchange.queue) as place:
+                try:
+                    await self._exchange(inbound, facts, reply, exchange, limit)
+                    place.served = exchange.succeeded
+                except (Refusal, EngineFailed):
+                    place.served = False
+                    raise
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -160,7 +169,7 @@ class Relay:
                     await self._ask(attempt, inbound, reply, exchange)
                 return
             except (Refusal, EngineFailed) as error:
-                following = attempt.following() if attempt.is_fault(error) and not reply.started else None
+                following = attempt.following(error) if attempt.is_fault(error) and not reply.started else None
                 if following is None:
                     raise
                 attempt.retried()
@@ -192,6 +201,8 @@ class Relay:
             if passed:
                 await exchange.wait(reply.write(passed) if reply.started else reply.begin(200, headers, passed))
         events.check_end()
+        if events.engine_failed:
+            attempt.broke_off()
         exchange.settle(STREAM_FAILED if events.failed else "200")
         with contextlib.suppress(EngineFailed, TimeoutError):
             async with asyncio.timeout(ENDING_S):

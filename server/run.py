@@ -380,6 +380,8 @@ def serve(
         CheckFailed: it does not sample as its target does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    # of bad requests uvicorn would warn from the event loop, and whoever reads the log slowly would hold up every stream
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     fill_in = partial(gateway_settings, pair) if pair is not None else lambda settings: settings
     settings = fill_in(settings).checked()
     Access(settings)  # a bad tenants file is said now, not when an engine has been started

@@ -47,6 +47,8 @@ class StreamReader:
     def __init__(self, route: Route, inbound: Inbound, exchange: Exchange, settings: GatewaySettings, metrics: Metrics):
         self.failed = False
         """The engine reported an error inside the stream."""
+        self.engine_failed = False
+        """And it was the engine's own, as far as it says."""
         self.opening_error: Refusal | None = None
         """The error that the stream began with; it can still become the status of the answer."""
         self.done = False
@@ -82,9 +84,15 @@ class StreamReader:
             self._read_error(data)
         elif USAGE_KEY in data and (chunk := self._read_usage(data)) is not None:
             return self._told(event.data, data, chunk)
-        elif self._exchange.first_s is not None or not only_names_the_role(sse.json_of(data)):
+        elif self._has_content(data):
             self._see_chunk()
         return event.data
+
+    def _has_content(self, data: bytes) -> bool:
+        """Whether an event holds a piece of the answer."""
+        if self._route.unrecorded:  # events tell of an answer's state, too, before there is anything of it and after
+            return str((sse.json_of(data) or {}).get("type")).endswith(".delta")
+        return self._exchange.first_s is not None or not only_names_the_role(sse.json_of(data))
 
     def _see_chunk(self) -> None:
         gap_s = self._exchange.see_chunk()
@@ -100,9 +108,11 @@ class StreamReader:
     def _read_error(self, data: bytes) -> None:
         self.failed = True
         error = (sse.json_of(data) or {}).get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 500 else 502
+        self.engine_failed = status == 502
         if self._exchange.first_s is None and isinstance(error, dict):
-            code, param = error.get("code"), error.get("param")
-            status = code if isinstance(code, int) and 400 <= code < 500 else 502
+            param = error.get("param")
             kind = "engine_refused" if status < 500 else "engine_failed"
             self.opening_error = Refusal(status, str(error.get("message")), kind, str(param) if param else None)
 

@@ -21,9 +21,13 @@ PASSED_HEADERS = ("content-type", "retry-after", "metadata")
 NOT_IMPLEMENTED = 501
 
 
+KEY_REFUSED = (401, 403)
+"""What an engine says that does not take the gateway's own key; no request is to blame for it."""
+
+
 def is_failure(status: int) -> bool:
-    """Whether a status says that the engine failed; 501 only says what it cannot do (vLLM's word for it)."""
-    return status >= 500 and status != NOT_IMPLEMENTED
+    """Whether a status says that the engine is at fault; 501 only says what it cannot do (vLLM's word for it)."""
+    return status in KEY_REFUSED or (status >= 500 and status != NOT_IMPLEMENTED)
 
 
 class EngineFailed(Exception):
@@ -52,8 +56,9 @@ class Upstream:
         )
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, headers=self._headers(), auto_decompress=False
-        )
+            connector=connector, timeout=timeout, headers=self._headers(), auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),  # what one client's answer sets must not go along with another's request
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -156,11 +161,11 @@ def is_stream(response: aiohttp.ClientResponse) -> bool:
 
 def refusal_from(status: int, body: bytes, path: str, retry_after_s: int) -> Refusal | None:
     """What to say instead of an engine's error that is not in OpenAI's shape; None when the body can go as it is."""
-    if status < 300 or (is_error_object(body) and status not in (401, 403)):
+    if status < 300 or (is_error_object(body) and status not in KEY_REFUSED):
         return None
     if status == 404:
         return Refusal(404, f"the engine has no {path}", "not_supported")
-    if status in (401, 403):
+    if status in KEY_REFUSED:
         return Refusal(502, "the engine refused the gateway's own key", "engine_refused_gateway")
     if status in (429, 503):
         message = "the engine takes no more requests; try again later"

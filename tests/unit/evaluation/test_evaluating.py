@@ -17,26 +17,52 @@ SETTINGS = EvaluateSettings(limit=3, max_length=640, batch_size=4, bootstrap=100
 
 
 def sample(**values: object) -> dict:
-    return {"filter": "none", "doc_hash": "d", "target_hash": "t", "metrics": ["acc"], "filtered_resps": [0], **values}
+    return {
+        "filter": "none", "doc_id": 0, "doc_hash": "d", "prompt_hash": "p", "target_hash": "t", "metrics": ["acc"],
+        "filtered_resps": [0], **values,
+    }  # fmt: skip
 
 
 def test_chance_is_one_of_the_choices_and_none_where_the_answer_is_free() -> None:
-    chosen = items_of([sample(filtered_resps=[0] * 4, acc=1), sample(filtered_resps=[0] * 2, acc=0)])
+    chosen = items_of("t", [sample(filtered_resps=[0] * 4, acc=1), sample(filtered_resps=[0] * 2, acc=0)])
     assert chosen["chance"] == pytest.approx((1 / 4 + 1 / 2) / 2)
     assert chosen["items"] == [1.0, 0.0]
-    assert items_of([sample(acc=1)])["chance"] == 0
+    assert items_of("t", [sample(acc=1)])["chance"] == 0
 
 
 def test_likelihoods_of_text_are_bits_over_bytes() -> None:
-    found = items_of([sample(metrics=["word_perplexity", "bits_per_byte"], bits_per_byte=(-693.147, 500))])
+    found = items_of("t", [sample(metrics=["word_perplexity", "bits_per_byte"], bits_per_byte=(-693.147, 500))])
     assert found["items"] == pytest.approx([1000], rel=1e-4)
     assert found["weights"] == [500]
 
 
 def test_a_task_is_scored_by_one_metric_and_one_filter() -> None:
-    assert headline(["acc", "acc_norm"]) == "acc_norm"
-    assert headline(["something"]) == "something"
-    assert items_of([sample(acc=1), sample(acc=0, filter="other")])["items"] == [1.0]
+    assert headline(sample(metrics=["acc", "acc_norm"], acc=1.0, acc_norm=0.0)) == "acc_norm"
+    assert headline(sample(metrics=["something"], something=1)) == "something"
+    assert headline(sample(metrics=["f1", "acc"], f1=(1, 0), acc=1.0)) == "acc", (
+        "one of all items together is none of each"
+    )
+    assert items_of("t", [sample(acc=1), sample(acc=0, filter="other")])["items"] == [1.0]
+
+
+def test_what_gives_no_score_for_each_item_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'t' has scores of all its items together only \(bleu\)"):
+        items_of("t", [sample(metrics=["bleu"], bleu=("a", "b"))])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [sample(acc=1, filtered_resps=[(-1.0, False), (float("nan"), False)]),
+     sample(metrics=["bits_per_byte"], bits_per_byte=(float("nan"), 500))],
+)  # fmt: skip
+def test_a_model_that_computes_no_numbers_has_no_scores(broken: dict) -> None:
+    with pytest.raises(InputError, match="'t'"):
+        items_of("t", [broken])
+
+
+def test_items_that_were_asked_otherwise_are_others() -> None:
+    first, again, other = (items_of("t", [sample(acc=1, prompt_hash=text)]) for text in "ppq")
+    assert first["items_sha256"] == again["items_sha256"] != other["items_sha256"]
 
 
 def test_a_target_result_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from loadtests.ceiling import Ceiling
 from loadtests.figures import Result
 from loadtests.prompts import read_prompts
 from loadtests.report import html, warning
-from loadtests.running import carry_out, record_of
+from loadtests.running import carry_out, loadtest, record_of
 from loadtests.schedule import requests_for, turns_of
 from loadtests.settings import PROMPTS, LoadSettings, Shape
 from loadtests.thresholds import check, parse_threshold
@@ -265,6 +265,27 @@ def test_what_is_written_says_all(compared: tuple[LoadSettings, list[Result], li
     crowded = record_of(results, settings, Ceiling(1e9, 1.0))
     assert "more than 50%" in warning(crowded)
     assert "ceiling was not measured" in warning(record_of(results, settings, None))
+
+
+def test_what_had_ended_when_it_was_interrupted_is_written(
+    compared: tuple[LoadSettings, list[Result], list[list[dict]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, results, _ = compared
+
+    def interrupted(_settings: object, _targets: object, _keys: object, keep: Callable[[Result], None]) -> None:
+        for result in results[:1]:
+            keep(result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loadtests.running.carry_out", interrupted)
+    monkeypatch.setattr("loadtests.running.ceiling.at_hand", lambda: False)
+    out = tmp_path / "load.json"
+    with pytest.raises(KeyboardInterrupt):
+        loadtest({"plain": "http://127.0.0.1:1"}, settings, out)
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert (record["complete"], len(record["rows"])) == (False, 1)
+    assert "it was interrupted" in warning(record)
+    assert "it was interrupted" in out.with_suffix(".html").read_text(encoding="utf-8")
 
 
 def test_the_load_of_requests_and_chunks_adds_up() -> None:

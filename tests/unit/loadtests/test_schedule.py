@@ -92,7 +92,8 @@ def test_levels_over_time() -> None:
 
 
 def test_a_closed_turn_has_as_many_requests_for_each_user() -> None:
-    turns = turns_of(LoadSettings(users=(1, 6), rates=(2,), turns=2, requests_per_turn=8, turn_s=5), PACKAGED)
+    settings = LoadSettings(users=(1, 6), rates=(2,), turns=2, requests_per_turn=8, requests_per_user=1, turn_s=5)
+    turns = turns_of(settings, PACKAGED)
     closed = {(turn.condition, turn.number): len(turn.requests) for turn in turns if turn.loop == "closed"}
     assert closed == {("closed-1", 0): 8, ("closed-1", 1): 8, ("closed-6", 0): 12, ("closed-6", 1): 12}
     assert all(turn.until_s is None for turn in turns if turn.loop == "closed")
@@ -100,6 +101,13 @@ def test_a_closed_turn_has_as_many_requests_for_each_user() -> None:
     assert [turn.number for turn in turns] == [0, 0, 0, 1, 1, 1]
     assert opened[0].requests != opened[1].requests
     assert all(0 < r.at_s < 5 for turn in opened for r in turn.requests if r.at_s is not None)
+
+
+def test_many_users_are_as_many_for_most_of_a_turn() -> None:
+    turns = turns_of(
+        LoadSettings(users=(1, 16), rates=(), turns=1, requests_per_turn=12, requests_per_user=5), PACKAGED
+    )
+    assert [len(turn.requests) for turn in turns] == [12, 80]
 
 
 def test_a_run_is_bounded_in_requests() -> None:

@@ -52,8 +52,8 @@ def test_about_how_many_tokens_a_prompt_has(payload: dict[str, Any], tokens: int
 
 
 def test_every_sequence_counts() -> None:
-    assert declared_tokens("chat", {"max_tokens": 10, "prompt": [1, 2]}, 3, 3.0) == 2 + 3 * 10
-    assert declared_tokens("chat", {}, 2, 3.0) == 2 * UNDECLARED
+    assert sum(declared_tokens("chat", {"max_tokens": 10, "prompt": [1, 2]}, 3, 3.0)) == 2 + 3 * 10
+    assert sum(declared_tokens("chat", {}, 2, 3.0)) == 2 * UNDECLARED
 
 
 def test_deep_prompts_do_no_harm() -> None:
@@ -70,4 +70,4 @@ def test_deep_prompts_do_no_harm() -> None:
 )
 def test_no_prompt_makes_the_gateway_fail(value: Any) -> None:
     for key in ("prompt", "input", "messages", "tools", "max_tokens"):
-        assert declared_tokens("chat", {key: value}, 1, 3.0) >= 0
+        assert sum(declared_tokens("chat", {key: value}, 1, 3.0)) >= 0

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -70,6 +70,7 @@ async def until_ready(running: Running, status: int) -> bytes:
 FAILING = {
     "nobody there": None, "no answer": [CUT], "a status": whole(b"oops", 500), "an error object": whole(ERROR, 503),
     "a stream cut before its first event": chunked([], end=False), "a body cut": [whole(BODY)[0][:-5], CUT],
+    "our key refused": whole(b"who?", 401),
     "an error at the begin of a stream": chunked([b'data: {"error": {"message": "no", "code": 500}}\n\n', DONE]),
 }  # fmt: skip
 
@@ -93,12 +94,11 @@ async def test_a_request_goes_on_at_another_engine_before_its_first_byte(
             assert await running.metric("understudy_engine_in_flight") == 0
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 501])
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 501])
 async def test_what_an_engine_refuses_is_refused(gateway: Gateway, status: int) -> None:
     async with two(gateway, whole(ERROR, status), breaker_failures=1) as (running, a, b):
         for _ in range(3):
-            found = (await running.post(COMPLETIONS, {"prompt": "x"}))[0]
-            assert found == (502 if status == 401 else status)
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == status
         assert (len(a.requests), len(b.requests)) == (3, 0)
         assert await running.metric("understudy_engine_breaker_state") == 0
 
@@ -119,6 +119,36 @@ async def test_retries_are_bounded(gateway: Gateway, limits: dict[str, Any], ask
         status, _, body = await running.post(COMPLETIONS, {"prompt": "x"})
         assert (status, body) == (503 if asked else 500, ERROR), "the last error passes as it is"
         assert (len(a.requests), len(b.requests)) == (1, asked)
+
+
+async def test_an_engine_that_refuses_our_key_is_left_alone(gateway: Gateway) -> None:
+    async with two(gateway, whole(ERROR, 403), breaker_failures=1, breaker_open_s=30) as (running, a, b):
+        for _ in range(3):
+            assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] == 200
+        assert (len(a.requests), len(b.requests)) == (1, 3)
+
+
+@pytest.mark.parametrize(("failing", "asked"), [([CUT], 2), (whole(b"", 500), 3)], ids=["connections lost", "answers"])
+async def test_a_request_that_ends_engines_does_not_go_through_all_of_them(
+    gateway: Gateway, failing: list[bytes], asked: int
+) -> None:
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(Replay(failing).running()) for _ in range(3)]
+        entries = [entry(name, engine.url) for name, engine in zip("abc", engines, strict=True)]
+        running = await stack.enter_async_context(gateway([], engines=entries))
+        assert (await running.post(COMPLETIONS, {"prompt": "x"}))[0] >= 500
+        assert sum(len(engine.requests) for engine in engines) == asked
+
+
+@pytest.mark.parametrize(("code", "state"), [(500, 2), (400, 0)])
+async def test_an_error_in_mid_stream_counts_against_the_engine_that_is_at_fault(
+    gateway: Gateway, code: int, state: int
+) -> None:
+    error = b'data: {"error": {"message": "no", "code": %d}}\n\n' % code
+    async with two(gateway, chunked([ONE + error + DONE]), breaker_failures=1, breaker_open_s=30) as (running, _, _):
+        assert (await running.post(CHAT, STREAM))[2] == ONE + error + DONE
+        await running.settled()
+        assert await running.metric("understudy_engine_breaker_state", engine="a") == state
 
 
 async def test_an_engine_that_fails_again_and_again_is_left_alone(gateway: Gateway) -> None:

@@ -56,6 +56,49 @@ async def test_a_slow_body_or_answer_is_not_a_slow_header(gateway: Gateway) -> N
         writer.close()
 
 
+REFUSED = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize(("sent", "late"), [(REFUSED, b"x"), (HEAD + b"\r\n", b"\r\n")], ids=["a body", "between two"])
+async def test_what_comes_after_an_answer_keeps_no_connection_open(gateway: Gateway, sent: bytes, late: bytes) -> None:
+    async with gateway(whole(BODY), header_timeout_s=0.2, usage_details=False) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(sent)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        await running.settled()
+        writer.write(late)
+        rest = await asyncio.wait_for(reader.read(), 10)
+        assert b"HTTP/1.1" not in rest, "it is closed without another word"
+        writer.close()
+
+
+async def test_the_rest_of_a_refused_body_may_come_in_its_time(gateway: Gateway) -> None:
+    async with gateway(whole(BODY), usage_details=False) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(REFUSED)
+        assert b" 415 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        await running.settled()
+        for piece in (b"1234", b"56789", HEAD + b"\r\n"):
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        assert b"HTTP/1.1 200 " in await asyncio.wait_for(reader.readuntil(b"alive"), 10)
+        writer.close()
+
+
+async def test_a_body_before_them_does_not_count_as_headers(gateway: Gateway) -> None:
+    body = b'{"prompt": "%s"}' % (b"x" * 4000)
+    async with gateway(whole(BODY), max_header_bytes=1024, usage_details=False) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + HEAD
+        )
+        await asyncio.sleep(0.1)
+        writer.write(b"\r\n")
+        for end in (BODY, b"alive"):
+            assert b"HTTP/1.1 200 " in await asyncio.wait_for(reader.readuntil(end), 10)
+        writer.close()
+
+
 @pytest.mark.parametrize(
     "sent",
     [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",

@@ -16,6 +16,7 @@ from server.known_fields import KNOWN
 
 CHAT = Route("/v1/chat/completions", "chat", generates=True)
 EMBEDDINGS = Route("/v1/embeddings", "embeddings", generates=False)
+RESPONSES = Route("/v1/responses", "responses", generates=False, unrecorded=True)
 
 
 def checked(payload: dict[str, Any], route: Route = CHAT) -> tuple[Inbound, dict[str, Any]]:
@@ -23,10 +24,10 @@ def checked(payload: dict[str, Any], route: Route = CHAT) -> tuple[Inbound, dict
     return inbound, json.loads(inbound.body)
 
 
-def refused(body: bytes | dict[str, Any]) -> Refusal:
+def refused(body: bytes | dict[str, Any], route: Route = CHAT) -> Refusal:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(Refusal) as caught:
-        check(CHAT, raw, 8)
+        check(route, raw, 8)
     assert caught.value.status == 400
     return caught.value
 
@@ -85,7 +86,7 @@ def test_limits_of_the_output_are_whole_numbers_for_the_engine_and_for_the_budge
     for key in OUTPUT_FIELDS[route.name]:
         inbound = check(route, json.dumps({key: 4000.0}).encode(), 8)
         assert f'"{key}":4000}}' in inbound.body.decode()
-        assert declared_tokens(route.name, inbound.payload, 1, 3.0) == 4000
+        assert sum(declared_tokens(route.name, inbound.payload, 1, 3.0)) == 4000
         with pytest.raises(Refusal) as caught:
             check(route, json.dumps({key: "4000"}).encode(), 8)
         assert (caught.value.status, caught.value.code, caught.value.param) == (400, "wrong_type", key)
@@ -134,7 +135,7 @@ def test_whatever_a_body_says_it_passes_or_is_refused_with_400(
     sent, ours = json.loads(inbound.body), {"priority", "stream_options", *OUTPUT_FIELDS[route.name]}
     assert {key: sent[key] for key in sent.keys() - ours} == {key: payload[key] for key in payload.keys() - ours}
     assert "priority" not in sent
-    assert declared_tokens(route.name, inbound.payload, inbound.num_sequences, 3.0) >= 0
+    assert sum(declared_tokens(route.name, inbound.payload, inbound.num_sequences, 3.0)) >= 0
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,12 @@ def test_a_tenants_limit_is_written_into_requests_that_name_none() -> None:
 
 def test_an_inbound_request_does_not_show_its_prompt() -> None:
     assert "payload" not in repr(check(CHAT, b'{"prompt": "secret"}', 8))
+
+
+def test_an_answer_that_nobody_could_fetch_is_refused() -> None:
+    refusal = refused({"input": "x", "background": True}, RESPONSES)
+    assert (refusal.param, refusal.code) == ("background", "unsupported_parameter")
+    checked({"input": "x", "background": False}, RESPONSES)
 
 
 def test_what_gives_other_requests_wrong_log_probabilities_is_refused() -> None:

@@ -52,8 +52,8 @@ class House:
         return budget.tokens.remaining(self.now)
 
 
-def ended(status: str, usage: Usage | None = None, chunks: int = 0) -> Exchange:
-    return Exchange(status=status, usage=usage, num_chunks=chunks)
+def ended(status: str, usage: Usage | None = None, chunks: int = 0, asked: bool = False) -> Exchange:
+    return Exchange(status=status, usage=usage, num_chunks=chunks, served_by=("m", "d") if asked else None)
 
 
 @pytest.fixture
@@ -64,15 +64,32 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("exchange", "kept"),
     [(ended("200", Usage(5, 7)), 12), (ended("200"), 50), (ended("503"), 0), (ended("400"), 0), (ended(STREAM_FAILED), 0),
-     (ended(CLIENT_GONE), 0), (ended(CLIENT_GONE, chunks=9), 9), (ended("200", Usage(50, 30)), 80)],
-    ids=["settled from usage", "not counted by the engine", "failed", "refused", "broke off", "left before the first byte",
-         "left mid-stream", "more than declared"],
+     (ended(CLIENT_GONE), 0), (ended(CLIENT_GONE, asked=True), 50), (ended("504", asked=True), 0),
+     (ended("200", Usage(50, 30)), 80)],
+    ids=["settled from usage", "not counted by the engine", "failed", "refused", "broke off unasked", "left while it was queued",
+         "left while it was answered", "took too long", "more than declared"],
 )  # fmt: skip
 def test_tokens_are_set_aside_and_settled(path: Path, exchange: Exchange, kept: int) -> None:
     house = House(path, tokens_per_minute=100)
     visit = house.asked(max_tokens=50)
     assert house.left() == 50
     visit.end(exchange)
+    visit.end(exchange)
+    assert house.left() == 100 - kept
+
+
+@pytest.mark.parametrize(
+    ("exchange", "kept"),
+    [(ended(CLIENT_GONE, chunks=9, asked=True), 29), (ended(STREAM_FAILED, chunks=3, asked=True), 23),
+     (ended(CLIENT_GONE, asked=True), 20), (ended(CLIENT_GONE), 0), (ended("502", asked=True), 0)],
+    ids=["left", "cut", "left before the first token", "left while it was queued", "failed before the first token"],
+)  # fmt: skip
+def test_a_stream_that_ends_early_counts_its_prompt_and_what_had_come(
+    path: Path, exchange: Exchange, kept: int
+) -> None:
+    house = House(path, tokens_per_minute=100)
+    visit = house.asked(max_tokens=50, stream=True, prompt=[1] * 20)
+    assert house.left() == 30
     visit.end(exchange)
     assert house.left() == 100 - kept
 

@@ -10,7 +10,7 @@ import pytest
 from server.stream import only_names_the_role
 from tests.unit.server.answers import BODY, CHAT, DONE, KEEP_ALIVE, ONE, ROLE, TWO, USAGE, pieces_of
 from tests.unit.server.conftest import Gateway
-from tests.unit.server.replay import HOLD, chunked, whole
+from tests.unit.server.replay import HOLD, Replay, chunked, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -166,6 +166,46 @@ async def test_streams_of_other_routes_need_no_last_event(gateway: Gateway) -> N
     stream = b'event: response.completed\ndata: {"usage": {"x": 1}}\n\n'
     async with gateway(chunked([stream])) as running:
         assert (await running.post("/v1/responses", {"stream": True}))[2] == stream
+
+
+async def test_only_events_with_a_piece_of_the_answer_are_timed(gateway: Gateway) -> None:
+    kinds = ("created", "in_progress", "output_text.delta", "output_text.delta", "output_text.done", "completed")
+    events = [
+        b'event: response.%s\ndata: {"type": "response.%s"}\n\n' % (kind.encode(), kind.encode()) for kind in kinds
+    ]
+    for sent, gaps in ((events, 1), (events[:2] + events[4:], 0)):
+        async with gateway(chunked(sent)) as running:
+            assert (await running.post("/v1/responses", {"stream": True}))[2] == b"".join(sent)
+            await running.settled()
+            assert await running.metric("understudy_chunk_gap_seconds_count") == gaps
+            assert await running.metric("understudy_time_to_first_token_seconds_count") == gaps
+
+
+async def test_what_an_engine_sets_for_one_client_does_not_go_along_with_anothers_request(gateway: Gateway) -> None:
+    async with Replay(whole(BODY, headers="Set-Cookie: replica=3\r\n")).running() as engine:
+        by_name = engine.url.replace("127.0.0.1", "localhost")  # addresses have no cookies
+        async with gateway([], engine_url=by_name) as running:
+            for _ in range(2):
+                assert (await running.post("/v1/completions", {"prompt": "x"}))[0] == 200
+        assert [b"cookie" in headers.lower() for _, headers, _ in engine.requests] == [False, False]
+
+
+async def test_a_time_out_after_the_last_event_is_nobodys_business(gateway: Gateway) -> None:
+    async with gateway([*chunked([ONE + DONE])[:-1], HOLD], request_timeout_s=0.3) as running:
+        assert (await running.post(CHAT, {"stream": True}))[2] == ONE + DONE
+        await running.settled()
+        assert await running.metric("understudy_refusals_total") == 0
+        assert await running.metric("understudy_requests_total", status="200") == 1
+
+
+async def test_refused_requests_do_not_shorten_the_time_that_others_are_expected_to_take(gateway: Gateway) -> None:
+    async with gateway(whole(b'{"error": {"message": "no"}}', 404)) as running:
+        await running.post("/v1/completions", {"prompt": "x"})
+        await running.settled()
+        assert running.door.admission.service_s is None
+        running.engine.pieces = whole(BODY)
+        await running.post("/v1/completions", {"prompt": "x"})
+        assert running.door.admission.service_s is not None
 
 
 async def test_connections_are_used_again_after_a_stream(gateway: Gateway) -> None:
