@@ -87,8 +87,7 @@ results-floor: compiled
 	$(BIN)/python -m benchmarks.render
 
 results-three-systems: setup-evaluation
-	$(PRELOAD) $(BIN)/python -m benchmarks.three_systems $(if $(QUICK),--quick)
-	$(BIN)/python -m benchmarks.render
+	$(PRELOAD) $(BIN)/python -m benchmarks.three_systems $(if $(QUICK),--quick); code=$$?; $(BIN)/python -m benchmarks.render; exit $$code
 
 # Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.
 setup-suffix: setup

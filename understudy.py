@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from stages.errors import InputError, UnderstudyError
+from stages.interruption import interrupt_on_both
 from stages.settings import Settings, SettingsType, validate
 
 app = typer.Typer(
@@ -555,6 +556,7 @@ def settings(
 
 def main() -> None:
     """Runs the command; expected errors end in one line and their exit code."""
+    interrupt_on_both()
     try:
         app()
     except UnderstudyError as error:

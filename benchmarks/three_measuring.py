@@ -137,7 +137,8 @@ class Measuring:
         )
         methods = [Method("plain"), *(Method(export, model=model) for export, model in models.items())]
         how = EngineOptions(512, 2, grid.enforce_eager)
-        cells = ask_methods(TARGET, methods, Asking(tuple(blocks), grid.served_tokens), folder / "engine-logs", how)
+        asking = Asking(tuple(blocks), grid.served_tokens, ignore_eos=True)  # who talks longer would look faster
+        cells = ask_methods(TARGET, methods, asking, folder / "engine-logs", how)
         tokenizer = load_tokenizer(TARGET)
         found = rows_of(cells, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
         return [

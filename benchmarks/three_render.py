@@ -20,14 +20,20 @@ class Figure:
 
     Attributes:
         value: mean over seeds.
-        low, high: the smallest and the largest seed's; of a single seed its own interval.
-        seeds: how many.
+        low, high: the interval, of several seeds the mean of theirs: they are scored on the same items, so more seeds make it no
+            narrower.
+        by_seed: each seed's value.
     """
 
     value: float
     low: float | None
     high: float | None
-    seeds: int = 1
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return max(1, len(self.by_seed))
 
 
 Key = tuple[str, float, str]
@@ -46,10 +52,10 @@ def figures(rows: Rows, table: str) -> dict[Key, dict[str, Figure]]:
 
 
 def _over_seeds(rows: Rows) -> Figure:
-    values = [row["value"] for row in rows]
-    if len(values) == 1:
-        return Figure(values[0], rows[0]["low"], rows[0]["high"])
-    return Figure(statistics.mean(values), min(values), max(values), len(values))
+    values = tuple(row["value"] for row in rows)
+    bounds = [(row["low"], row["high"]) for row in rows if row["low"] is not None and row["high"] is not None]
+    low, high = map(statistics.mean, zip(*bounds, strict=True)) if len(bounds) == len(rows) else (None, None)
+    return Figure(statistics.mean(values), low, high, values)
 
 
 def cell(figure: Figure | None, form: str = "{:.3f}") -> str:
@@ -86,13 +92,21 @@ def quality(rows: Rows, table: str) -> str:
     """Table depth, width or structured: what is kept of the target, and the tasks themselves."""
     found = figures(rows, table)
     tasks = sorted({name for own in found.values() for name in own if ":" in name})
-    heads = [*NAMES, "seeds", "parameters %", "retention %", "above chance %", "bits/byte ratio", *tasks]
+    heads = [*NAMES, "seeds", "parameters %", "retention %", "by seed", "above chance %", "bits/byte ratio", *tasks]
     return _lines(heads, [
         [*_named(key), str(max(figure.seeds for figure in own.values())), _percent(_negative(own.get("parameters_removed"))),
-         _percent(own.get("retention")), _percent(own.get("retention_above_chance")), cell(own.get("bits_ratio")),
+         _percent(own.get("retention")), _by_each_seed(own.get("retention")),
+         _percent(own.get("retention_above_chance")), cell(own.get("bits_ratio")),
          *(cell(own.get(task)) for task in tasks)]
         for key, own in found.items()
     ])  # fmt: skip
+
+
+def _by_each_seed(figure: Figure | None) -> str:
+    """The smallest and the largest seed's percentage; a dash for a single seed."""
+    if figure is None or figure.seeds < 2:
+        return "–"
+    return f"{100 * min(figure.by_seed):.1f}–{100 * max(figure.by_seed):.1f}"
 
 
 def _negative(figure: Figure | None) -> Figure | None:
@@ -246,9 +260,11 @@ def three_systems(record: dict[str, Any]) -> str:
         f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
         f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
-        "Values are means over the seeds that were measured (*seeds* says how many); in brackets the smallest and the largest "
-        "seed's, or with one seed the 95 % interval over items. As drafts the brackets are the range over kinds of answers and "
-        "temperatures, served the range over turns, and scoring's costs are medians with the range over repeats. *Retention* is "
+        "Values are means over the seeds that were measured (*seeds* says how many, *by seed* the smallest and the largest); in "
+        "brackets the 95 % interval over items, of several seeds the mean of theirs, because all are scored on the same items. "
+        "As drafts the brackets are the range over kinds of answers and "
+        "temperatures, served (answers of one length) the range over turns, and scoring's costs are medians with the range over "
+        "repeats. *Retention* is "
         "the mean score of four tasks over the target's (*above chance*: chance taken off both); *bits/byte ratio* is the "
         "perplexity's, 1 is the target's, more is "
         "worse. *removed* counts layers, FFN channels or the layers' "

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
         },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
-    own = {"speed": {"served": served}, "cost": {"timed": "alone"}}.get(cell.table, {})
+    own = {"speed": {"served": served, "answers": "of one length"}, "cost": {"timed": "alone"}}.get(cell.table, {})
     settings = {**budgets, "cell": cell.slug, **own}
     tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}
@@ -173,18 +173,36 @@ def _measured_all(
     apart = [cell for cell in cells if jobs > 1 and cell.table not in OF_THIS_MACHINE]
     if apart:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            order = sorted(apart, key=lambda cell: (cell.seed, LONGEST_FIRST.index(cell.table), -cell.sparsity))
-            asked = {pool.submit(_measured_or_why, cell, grid, out, measure): cell for cell in order}
-            try:
-                for future in as_completed(asked):
-                    yield asked[future], future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # after an interruption, nothing more is begun
+    left = sorted(apart, key=lambda cell: (cell.seed, LONGEST_FIRST.index(cell.table), -cell.sparsity))
+    while left:
+        for cell, found in _measured_apart(list(left), grid, out, measure, jobs):
+            left.remove(cell)
+            yield cell, found
+        if left and jobs == 1:
+            yield left.pop(0), KILLED
+        jobs = 1  # whose process was killed is not told: from here on one by one
     for cell in cells:
         if cell not in apart:
             log(f"{cell.slug} …")
             yield cell, _measured_or_why(cell, grid, out, measure)
+
+
+KILLED = "its process was killed, perhaps for want of memory"
+
+
+def _measured_apart(
+    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], jobs: int
+) -> Iterator[tuple[Cell, Rows | str]]:
+    """Measures cells in processes of their own; ends early where one of these is killed."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        asked = {pool.submit(_measured_or_why, cell, grid, out, measure): cell for cell in cells}
+        try:
+            for future in as_completed(asked):
+                yield asked[future], future.result()
+        except BrokenExecutor:
+            log(f"a process was killed; the other cells are measured one by one ({len(cells)} at most)")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an interruption, nothing more is begun
 
 
 def _measured_or_why(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows | str:

@@ -24,6 +24,7 @@ def run_cells(
     forget: Callable[[], None] = lambda: None,
     begin: int = 0,
     keep: Callable[[Cell], None] = lambda _: None,
+    ignore_eos: bool = False,
 ) -> list[Cell]:
     """Runs every block with every method, in an order of methods that changes with every block (``orders_of``).
 
@@ -36,6 +37,7 @@ def run_cells(
         forget: called before the first block of every condition and repeat, within which prompts are distinct.
         begin: the first turn that is run, the first one of a condition and repeat.
         keep: is given every cell as soon as it is there.
+        ignore_eos: see ``Sampling``.
     """
     first = list({prompt.kind: prompt for block in blocks for prompt in block.prompts}.values())
     for url in urls.values():
@@ -45,7 +47,7 @@ def run_cells(
         for turn, block in list(enumerate(blocks))[begin:]:
             if turn == 0 or not block.same_pass(blocks[turn - 1]):
                 forget()
-            drawn = Sampling(max_tokens, block.condition.temperature, block.seed)
+            drawn = Sampling(max_tokens, block.condition.temperature, block.seed, ignore_eos=ignore_eos)
             for method in orders[turn]:
                 time.sleep(settle_s)
                 condition = block.condition
@@ -63,11 +65,13 @@ class Asking:
 
     Attributes:
         one_at_a_time: whether each method is served by itself; None: on GPUs.
+        ignore_eos: see ``Sampling``.
     """
 
     blocks: tuple[Block, ...]
     max_tokens: int
     one_at_a_time: bool | None = None
+    ignore_eos: bool = False
 
 
 def serves_alone(asked: bool | None) -> bool:
@@ -101,7 +105,9 @@ def ask_methods(
             continue
         with serving(target, together, logs, options) as served:
             keep = saved.add if saved else _forget_cell
-            cells += run_cells(served.urls, asking.blocks, asking.max_tokens, settle_s(), served.forget, begin, keep)
+            cells += run_cells(
+                served.urls, asking.blocks, asking.max_tokens, settle_s(), served.forget, begin, keep, asking.ignore_eos
+            )
     return cells
 
 

@@ -25,12 +25,14 @@ class Sampling:
 
     Attributes:
         stream: get answers token by token, as clients do; in one piece they cost the server less but have no TTFT.
+        ignore_eos: go on to ``max_tokens`` (a field of vLLM's), so that models that say different things say as much.
     """
 
     max_tokens: int
     temperature: float = 0.0
     seed: int = 0
     stream: bool = True
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ async def ask(
     body = {
         "model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "seed": seed, **content,
     }  # fmt: skip
+    if sampling.ignore_eos:
+        body["ignore_eos"] = True
     if sampling.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     started = time.perf_counter()

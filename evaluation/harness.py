@@ -14,7 +14,7 @@ from evaluation.settings import EvaluateSettings
 from evaluation.tasks import LocalTask, is_local, read_task
 from stages.errors import InputError
 from stages.hashing import value_hash
-from stages.progress import Advance, progress
+from stages.progress import Advance, log, progress
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1", "bleu")
 """Which of a task's metrics is its score: the first of these that it has, else its first."""
@@ -51,6 +51,7 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
         """Shows progress of each kind of request in place of the harness's bars."""
 
         batch_size_per_gpu: int
+        num_cut = 0
         advance: Advance = staticmethod(lambda amount=1, note="": None)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -68,7 +69,19 @@ def _language_model(harness: Any, model: Any, tokenizer: Any, settings: Evaluate
                 self.batch_size_per_gpu = answers_at_once
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: Any = None) -> Any:
+            self.num_cut += sum(len(asked) + len(answer) > self.max_length + 1 for _, asked, answer in requests)
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> Any:
+            if left_truncate_len is not None:
+                self.num_cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
 
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
             self.advance(len(inps))
@@ -160,13 +173,17 @@ def run(model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path) ->
             f"evaluate: an answer is longer than the {lm.max_length} tokens that the model takes here; raise max_length, or "
             "leave the task out"
         ) from error
+    if lm.num_cut:
+        log(
+            f"evaluate: {lm.num_cut:,} requests were longer than {lm.max_length} tokens and lost their beginning; raise max_length"
+        )
     samples = results.pop("samples")
     for task in local:
         results["configs"][task.config["task"]] = {**task.config, "num_fewshot": 0}
     results["config"] = {
         "model": "hf", "model_args": f"pretrained={source.name},dtype={settings.dtype},max_length={settings.max_length}",
         "model_num_parameters": model.num_parameters(), "batch_size": settings.batch_size, "limit": settings.limit,
-        "bootstrap_iters": settings.bootstrap, "fewshot_seed": settings.seed,
+        "bootstrap_iters": settings.bootstrap, "fewshot_seed": settings.seed, "num_requests_cut": lm.num_cut,
     }  # fmt: skip
     return results, samples
 

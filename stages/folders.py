@@ -19,19 +19,32 @@ def partial_of(folder: Path) -> Path:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns "no space" and "no permission" into one clear line; other errors pass."""
+    """Turns "no space" and "no permission" into one clear line; other errors pass.
+
+    Args:
+        path: what is written. Where the system names a file elsewhere (a checkpoint that cannot be read), that one is told.
+    """
     try:
         yield
     except OSError as error:
+        elsewhere = error.filename if not _is_beside(error.filename, path) else None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"{path}: the disk is full; free some space and run the same command again") from error
+            full = elsewhere or path
+            raise StorageError(f"{full}: the disk is full; free some space and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if elsewhere:
+                raise StorageError(f"{elsewhere}: cannot be read or written ({error.strerror})") from error
             raise StorageError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
         raise
     except Exception as error:  # safetensors and torch wrap the system's error in their own types
         if "No space left" in str(error) or "os error 28" in str(error):
             raise StorageError(f"{path}: the disk is full; free some space and run the same command again") from error
         raise
+
+
+def _is_beside(name: object, path: Path) -> bool:
+    """Whether an error's file name is none, or one in the folder that holds ``path``, where partial results stand too."""
+    return not isinstance(name, str) or Path(name).absolute().is_relative_to(path.absolute().parent)
 
 
 MARK = "run.json"

@@ -1,4 +1,4 @@
-"""Ctrl-C between the steps of long work, so that what is saved then is whole."""
+"""Ctrl-C, and what `kill` and `docker stop` send, between the steps of long work, so that what is saved then is whole."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from types import FrameType
 
 from stages.progress import log
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupt_on_both() -> None:
+    """Lets SIGTERM interrupt as Ctrl-C does: engines are ended, and what has a checkpoint saves it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 @contextmanager
 def interrupted_between_steps(enabled: bool = True) -> Iterator[Callable[[], bool]]:
-    """Holds Ctrl-C back while the block runs; the second one interrupts at once.
+    """Holds both signals back while the block runs; the second one interrupts at once.
 
     Args:
-        enabled: False leaves Ctrl-C as it is, as does running outside the main thread, where Python allows nothing else.
+        enabled: False leaves them as they are, as does running outside the main thread, where Python allows nothing else.
 
     Yields:
         what says, between two steps, whether to save and raise KeyboardInterrupt.
@@ -33,10 +40,11 @@ def interrupted_between_steps(enabled: bool = True) -> Iterator[Callable[[], boo
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = [(number, signal.signal(number, note)) for number in SIGNALS]
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
     if asked:  # too late for the last step
         raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from drafts.client import Sampling, ask_all, poisson
 from drafts.prompts import Prompt
@@ -53,6 +54,24 @@ def ask(body: bytes, status: int = 200, stream: bool = True, **options: object) 
 def test_seeds_follow_the_place_or_are_given() -> None:
     assert sorted(ask(CHUNK + DONE)[1]) == [10, 11, 12, 13, 14, 15]
     assert sorted(ask(CHUNK + DONE, seeds=[3, 1, 4, 1, 5, 9])[1]) == [1, 1, 3, 4, 5, 9]
+
+
+def test_answers_go_on_to_their_limit_where_that_is_asked_for() -> None:
+    asked: list[object] = []
+
+    async def run(sampling: Sampling) -> None:
+        async def answer(request: web.Request) -> web.Response:
+            asked.append((await request.json()).get("ignore_eos"))
+            return web.Response(body=CHUNK + DONE, content_type="text/event-stream")
+
+        app = web.Application()
+        app.router.add_post("/v1/completions", answer)
+        async with TestServer(app) as server:
+            await ask_all(str(server.make_url("")).rstrip("/"), "m", PROMPTS[:1], sampling, 1)
+
+    asyncio.run(run(Sampling(4)))
+    asyncio.run(run(Sampling(4, ignore_eos=True)))
+    assert asked == [None, True]
 
 
 def test_answers_in_one_piece() -> None:

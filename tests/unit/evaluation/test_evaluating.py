@@ -93,6 +93,18 @@ def test_all_local_tasks_are_scored_in_the_harness_own_json(target: tuple[Path, 
     assert made.task("next_line").chance == 0
 
 
+def test_requests_that_lose_their_beginning_are_counted(
+    target: tuple[Path, Path, Evaluation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file, _ = target
+    assert json.loads(file.read_text())["config"]["num_requests_cut"] == 0
+    short = SETTINGS.model_copy(update={"tasks": ("next_line", "docstring"), "max_length": 256})
+    evaluate(model, tmp_path / "cut.json", short)
+    counted = json.loads((tmp_path / "cut.json").read_text())["config"]["num_requests_cut"]
+    assert counted > 0
+    assert f"{counted} requests were longer than 256 tokens" in capsys.readouterr().err
+
+
 def test_a_model_keeps_all_of_itself(target: tuple[Path, Path, Evaluation], tmp_path: Path) -> None:
     model, file, _ = target
     settings = SETTINGS.model_copy(update={"tasks": ("perplexity", "chat")})

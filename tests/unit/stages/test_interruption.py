@@ -1,4 +1,4 @@
-"""Ctrl-C is held back until a step is over."""
+"""Ctrl-C and SIGTERM are held back until a step is over."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import signal
 
 import pytest
 
-from stages.interruption import interrupted_between_steps
+from stages.interruption import SIGNALS, interrupt_on_both, interrupted_between_steps
 
 
-def test_the_first_one_is_told_between_steps_and_the_second_interrupts_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_one_is_told_between_steps_and_the_second_interrupts_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), interrupted_between_steps() as interrupted:
         assert not interrupted()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupted()
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         pytest.fail("went on")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+
+
+def test_one_that_is_asked_to_end_is_interrupted() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        interrupt_on_both()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_one_that_comes_after_the_last_step_is_not_lost() -> None:
