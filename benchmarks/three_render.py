@@ -261,7 +261,8 @@ def three_systems(record: dict[str, Any]) -> str:
         f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over the seeds that were measured (*seeds* says how many, *by seed* the smallest and the largest); in "
-        "brackets the 95 % interval over items, of several seeds the mean of theirs, because all are scored on the same items. "
+        "brackets the 95 % interval over items, of several seeds the mean of theirs, because all are scored on the same items "
+        "(each task's are drawn by themselves, though two tasks ask of the same functions: somewhat too narrow). "
         "As drafts the brackets are the range over kinds of answers and "
         "temperatures, served (answers of one length) the range over turns, and scoring's costs are medians with the range over "
         "repeats. *Retention* is "

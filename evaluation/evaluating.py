@@ -94,9 +94,15 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
     sha256 = checkpoint_hash(model_folder)
     run = provenance.Run("evaluate", settings.model_dump(mode="json"), {"model": sha256}, settings.seed)
     model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)
-    results, samples = harness.run(model, tokenizer, settings, model_folder)
+    results, samples, groups = harness.run(model, tokenizer, settings, model_folder)
     scores = tuple(
-        scored(task=name, times=settings.bootstrap, seed=settings.seed, **harness.items_of(name, found))
+        scored(
+            task=name,
+            times=settings.bootstrap,
+            seed=settings.seed,
+            part_of=groups.get(name),
+            **harness.items_of(name, found),
+        )
         for name, found in samples.items()
     )
     made = Evaluation(

@@ -155,8 +155,16 @@ def load_tasks(harness: Any, tokenizer: Any, settings: EvaluateSettings) -> tupl
     return loaded, local
 
 
-def run(model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The harness's results as it writes them, and its samples by task.
+def groups_of(loaded: Any, names: Sequence[str]) -> dict[str, str]:
+    """By task, the group that was asked for and that it belongs to."""
+    groups = loaded["groups"]
+    return {task.task_name: name for name in names if name in groups for task in groups[name].get_all_tasks()}
+
+
+def run(
+    model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """The harness's results as it writes them, its samples by task, and ``groups_of`` the tasks.
 
     Raises:
         InputError: the harness is not installed; tasks that do not exist or cannot be had.
@@ -185,7 +193,7 @@ def run(model: Any, tokenizer: Any, settings: EvaluateSettings, source: Path) ->
         "model_num_parameters": model.num_parameters(), "batch_size": settings.batch_size, "limit": settings.limit,
         "bootstrap_iters": settings.bootstrap, "fewshot_seed": settings.seed, "num_requests_cut": lm.num_cut,
     }  # fmt: skip
-    return results, samples
+    return results, samples, groups_of(loaded, settings.tasks)
 
 
 def headline(sample: dict[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ class TaskScore(Settings):
         items: the score of each item; of a perplexity, its bits.
         weights: bytes of each item of a perplexity; empty for scores, whose items count alike.
         items_sha256: hash of what was asked; two models can be compared item by item where it is equal.
+        part_of: the group of the harness's that was asked for; None: the task itself was.
     """
 
     task: str
@@ -39,6 +41,7 @@ class TaskScore(Settings):
     items: tuple[float, ...]
     weights: tuple[float, ...] = ()
     items_sha256: str
+    part_of: str | None = None
 
     @property
     def is_perplexity(self) -> bool:
@@ -93,21 +96,30 @@ def interval(items: Sequence[float], weights: Sequence[float], times: int, seed:
 
 def scored(
     task: str, metric: str, items: Sequence[float], items_sha256: str, times: int, seed: int,
-    chance: float = 0.0, weights: Sequence[float] = (),
+    chance: float = 0.0, weights: Sequence[float] = (), part_of: str | None = None,
 ) -> TaskScore:  # fmt: skip
     """A task's score with its interval."""
     low, high = interval(items, weights, times, seed)
     score = math.fsum(items) / (math.fsum(weights) if weights else len(items))
     return TaskScore(
         task=task, metric=metric, chance=chance, score=score, low=low, high=high,
-        items=tuple(items), weights=tuple(weights), items_sha256=items_sha256,
+        items=tuple(items), weights=tuple(weights), items_sha256=items_sha256, part_of=part_of,
     )  # fmt: skip
 
 
+def shares(scores: Sequence[TaskScore]) -> list[float]:
+    """What each task weighs in a mean: all that was asked for by name alike, and in a group each by its items."""
+    sizes: Counter[str] = Counter()
+    for score in scores:
+        sizes[score.part_of or score.task] += len(score.items)
+    return [len(score.items) / sizes[score.part_of or score.task] / len(sizes) for score in scores]
+
+
 def mean_score(scores: Sequence[TaskScore], above_chance: bool = False) -> float:
-    """Mean over tasks that are no perplexities; each task counts alike."""
-    found = [s.score - s.chance * above_chance for s in scores if not s.is_perplexity]
-    return math.fsum(found) / len(found)
+    """Mean over tasks that are no perplexities, see ``shares``."""
+    found = [score for score in scores if not score.is_perplexity]
+    pairs = zip(found, shares(found), strict=True)
+    return math.fsum(share * (score.score - score.chance * above_chance) for score, share in pairs)
 
 
 def matched(own: Sequence[TaskScore], target: Sequence[TaskScore], source: str) -> list[tuple[TaskScore, TaskScore]]:
@@ -134,10 +146,16 @@ def ratio(pairs: Sequence[tuple[TaskScore, TaskScore]], times: int, seed: int, a
     """Mean score of the first over the mean score of the second; the interval draws the same items for both."""
     means = [_means(own, times, seed + number) for number, own in enumerate(pairs)]
     chances = [own.chance if above_chance else 0.0 for own, _ in pairs]
-    points = [np.mean([pair[side].score - c for pair, c in zip(pairs, chances, strict=True)]) for side in (0, 1)]
+    weighed = shares([own for own, _ in pairs])
+    points = [
+        math.fsum(w * (pair[side].score - c) for pair, c, w in zip(pairs, chances, weighed, strict=True))
+        for side in (0, 1)
+    ]
     if points[1] <= 0:
         return Ratio(value=None)
-    drawn = [np.mean([m[side] - c for m, c in zip(means, chances, strict=True)], axis=0) for side in (0, 1)]
+    drawn = [
+        np.sum([w * (m[side] - c) for m, c, w in zip(means, chances, weighed, strict=True)], axis=0) for side in (0, 1)
+    ]
     some = drawn[1] > 0
     low, high = percentiles(drawn[0][some] / drawn[1][some])
     return Ratio(value=float(points[0] / points[1]), low=low, high=high)

@@ -55,9 +55,10 @@ class Breaker:
 
     def state(self, now_s: float) -> BreakerState:
         """What it does with a request that comes now."""
-        if self._opened_s is None:
+        opened_s = self._opened_s  # once: metrics are read in another thread
+        if opened_s is None:
             return BreakerState.CLOSED
-        over = now_s - self._opened_s >= self._rule.wait_s(self._times_opened)
+        over = now_s - opened_s >= self._rule.wait_s(self._times_opened)
         return BreakerState.HALF_OPEN if over else BreakerState.OPEN
 
     def admits(self, now_s: float) -> bool:

@@ -64,6 +64,8 @@ class FleetMetrics(Collector):
     def _routed(self) -> Metric:
         text = "Requests by the pool they were sent to first, and why"
         family = CounterMetricFamily("understudy_routed_requests", text, labels=["pool", "reason"])
-        for (pool, reason), count in self._fleet.routed.items():
+        for (pool, reason), count in list(
+            self._fleet.routed.items()
+        ):  # read by another thread than the one that counts
             family.add_metric([pool, reason], count)
         return family

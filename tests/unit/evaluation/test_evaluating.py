@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from evaluation.evaluating import Evaluation, evaluate, read_evaluation
-from evaluation.harness import headline, items_of
+from evaluation.harness import groups_of, headline, items_of
 from evaluation.settings import EvaluateSettings
 from pruning.plan import DepthPlan
 from stages.errors import InputError
@@ -63,6 +64,12 @@ def test_a_model_that_computes_no_numbers_has_no_scores(broken: dict) -> None:
 def test_items_that_were_asked_otherwise_are_others() -> None:
     first, again, other = (items_of("t", [sample(acc=1, prompt_hash=text)]) for text in "ppq")
     assert first["items_sha256"] == again["items_sha256"] != other["items_sha256"]
+
+
+def test_a_task_belongs_to_the_group_that_was_asked_for() -> None:
+    leaves = [SimpleNamespace(task_name=name) for name in ("mmlu_a", "mmlu_b")]
+    loaded = {"groups": {"mmlu": SimpleNamespace(get_all_tasks=lambda: leaves), "mmlu_stem": None}}
+    assert groups_of(loaded, ("mmlu", "hellaswag")) == {"mmlu_a": "mmlu", "mmlu_b": "mmlu"}
 
 
 def test_a_target_result_that_is_none_is_refused(tmp_path: Path) -> None:

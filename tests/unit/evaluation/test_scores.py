@@ -55,6 +55,22 @@ def test_retention_is_the_ratio_of_means_with_chance_and_without() -> None:
     assert mean_score(own, above_chance=True) == pytest.approx(0.25)
 
 
+def test_a_group_counts_once_and_its_tasks_by_their_items() -> None:
+    parts = [accuracy("g_a", 100, of=100, chance=0), accuracy("g_b", 0, of=300, chance=0)]
+    group = [part.model_copy(update={"part_of": "g"}) for part in parts]
+    alone = accuracy("h", 150, of=200, chance=0)
+    assert mean_score([*group, alone]) == pytest.approx((0.25 + 0.75) / 2)
+    assert mean_score([*parts, alone]) == pytest.approx((1 + 0 + 0.75) / 3)
+    half = [
+        score.model_copy(update={"score": score.score / 2, "items": tuple(i / 2 for i in score.items)})
+        for score in group
+    ]
+    kept = ratio(list(zip([*half, alone], [*group, alone], strict=True)), TIMES, 0)
+    assert kept.value == pytest.approx((0.125 + 0.75) / (0.25 + 0.75))
+    assert kept.low is not None
+    assert kept.low < kept.value < kept.high
+
+
 def test_a_model_keeps_all_of_itself_without_doubt() -> None:
     own = [accuracy("a", 120), accuracy("b", 77)]
     kept = retention(own, own, TIMES, 0)

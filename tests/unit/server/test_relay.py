@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 
@@ -206,6 +207,17 @@ async def test_refused_requests_do_not_shorten_the_time_that_others_are_expected
         running.engine.pieces = whole(BODY)
         await running.post("/v1/completions", {"prompt": "x"})
         assert running.door.admission.service_s is not None
+
+
+async def test_metrics_are_written_beside_the_streams_and_not_between_them(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(whole(BODY)) as running:
+        metrics, threads = running.gateway.metrics, []
+        monkeypatch.setattr(metrics, "exposition", lambda: threads.append(threading.current_thread()) or b"")
+        assert await running.metric("anything") == 0
+        assert threads != [threading.current_thread()]
+        assert len(threads) == 1
 
 
 async def test_connections_are_used_again_after_a_stream(gateway: Gateway) -> None:
