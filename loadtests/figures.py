@@ -155,9 +155,9 @@ def _gain(own: Sequence[Result], plain: Sequence[Result]) -> dict[str, float | N
 
 
 def stops_paying(rows: Sequence[dict[str, Any]], loop: Loop, target: str) -> float | None:
-    """The lowest level from which on the gain is never above 1; None if it still is at the highest, or nothing is known."""
+    """The lowest level from which on no level's gain is above 1 in all turns; None if the highest one's is, or nothing is known."""
     own = [
-        (row["level"], row["gain"])
+        (row["level"], row["gain"] if row.get("gain_low") is None else row["gain_low"])
         for row in rows
         if (row["loop"], row["target"], row["step"]) == (loop, target, False)
         and row["level"] is not None and row.get("gain") is not None

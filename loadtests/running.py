@@ -152,7 +152,7 @@ def loadtest(
 ) -> dict[str, Any]:
     """Measures the generator's ceiling, runs the load test, and writes ``out`` (JSON) and a report (HTML) beside it.
 
-    What is interrupted, or loses its server, is written as far as it came, with ``complete: false``.
+    What is interrupted, or loses its server, is written as far as it came, under a name of its own and with ``complete: false``.
 
     Args:
         more: what else is to stand in the record, e.g. which pair was served.
@@ -173,8 +173,9 @@ def loadtest(
     finally:
         if results:
             record = {**more, **record_of(results, settings, found), "complete": complete}
-            write_text(out, json.dumps(record, indent=1) + "\n")
-            write_text(out.with_suffix(".html"), html(record))
-        if results and not complete:
-            log(f"{out}: holds the {len(results)} turns that had ended")
+            file = out if complete else out.with_stem(f"{out.stem}-interrupted")
+            write_text(file, json.dumps(record, indent=1) + "\n")
+            write_text(file.with_suffix(".html"), html(record))
+            if not complete:
+                log(f"{file}: holds the {len(results)} turns that had ended")
     return record

@@ -1,7 +1,7 @@
 """A breaker for one engine: after several failures in a row it lets nobody through, then one at a time, then everybody.
 
 Pure: readings of the clock are passed in. What counts as a failure is decided by who asks (a connection that failed, a
-time-out, a status of 500 or above; never a 4xx or a 501, which show that the engine works).
+time-out, a status of 500 or above, a refusal of the gateway's key; never another 4xx or a 501, which show that the engine works).
 """
 
 from __future__ import annotations

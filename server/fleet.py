@@ -205,7 +205,7 @@ class Attempt:
         self.member.health.progress(self._fleet.clock())
 
     def following(self, after: Exception | None = None) -> Attempt | None:
-        """The next try, should this one fail; None when there is no other engine or no more time, or after a 4xx.
+        """The next try, should this one fail; None when there is no other engine or no more time, or after a refusal.
 
         Args:
             after: what it failed with. A request that loses its engine may have ended it: it gets one more try, and does not go
@@ -225,7 +225,7 @@ class Attempt:
         self.member.retries += 1
 
     def is_fault(self, error: BaseException | None) -> bool:
-        """Whether an error is the engine's: no answer, a broken one, or a status of 500 and above; never another 4xx or a 501."""
+        """Whether an error is the engine's: no answer, a broken one, 500 or above, a refusal of our key; no other 4xx and no 501."""
         if isinstance(error, Refusal):
             return error.status >= 500 and not self._refused_by_engine
         return isinstance(error, EngineFailed)
@@ -236,7 +236,7 @@ class Attempt:
 
     def _lost_engine(self, error: Exception | None) -> bool:
         """Whether the connection broke after the request had gone out."""
-        if is_failure(self._status or 0):
+        if self._broke_off or is_failure(self._status or 0):
             return False
         return isinstance(error, EngineFailed) or (isinstance(error, Refusal) and error.code == "engine_failed")
 

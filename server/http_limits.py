@@ -73,7 +73,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._in_headers, self._num_header_bytes = True, 0
-        if self._timer is None:
+        if not self.transport.is_closing():
+            self._disarm()
             self._timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
 
     def on_headers_complete(self) -> None:
@@ -164,6 +165,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer = None
         if self._is_idle:
             self.transport.close()
+            self._limit_flush()
             return
         message = f"the headers did not arrive within {self.header_timeout_s:g} s"
         self._refuse(Refusal(408, message, "header_timeout"), "Request Timeout")

@@ -182,7 +182,7 @@ def check(
     _check_type(payload, "stream", bool, "true or false")
     if strict:
         check_fields(route.name, payload)
-    if payload.get("background"):
+    if route.unrecorded and payload.get("background"):
         raise _wrong(
             "'background' is not served: its answer could not be fetched here, and would count as no request under way",
             "background",

@@ -196,13 +196,13 @@ class Relay:
         while not events.done and (data := await exchange.wait(attempt.hear(read_some(response)))):
             attempt.progress()
             passed = events.feed(data)
+            if events.engine_failed:
+                attempt.broke_off()
             if events.opening_error is not None and not reply.started:
                 raise events.opening_error  # the engine checks some things only after it has promised a stream
             if passed:
                 await exchange.wait(reply.write(passed) if reply.started else reply.begin(200, headers, passed))
         events.check_end()
-        if events.engine_failed:
-            attempt.broke_off()
         exchange.settle(STREAM_FAILED if events.failed else "200")
         with contextlib.suppress(EngineFailed, TimeoutError):
             async with asyncio.timeout(ENDING_S):

@@ -27,7 +27,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        elsewhere = error.filename if not _is_beside(error.filename, path) else None
+        elsewhere = error.filename if not _is_own(error.filename, path) else None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             full = elsewhere or path
             raise StorageError(f"{full}: the disk is full; free some space and run the same command again") from error
@@ -42,9 +42,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _is_beside(name: object, path: Path) -> bool:
-    """Whether an error's file name is none, or one in the folder that holds ``path``, where partial results stand too."""
-    return not isinstance(name, str) or Path(name).absolute().is_relative_to(path.absolute().parent)
+def _is_own(name: object, path: Path) -> bool:
+    """Whether an error names no file, or one that has to do with writing ``path``: it, what stands for it, a folder above."""
+    if not isinstance(name, str):
+        return True
+    file, whole = Path(name).absolute(), path.absolute()
+    own = (whole, *(whole.with_name(f".{whole.name}.{state}") for state in ("partial", "old")))
+    return whole.is_relative_to(file) or any(file.is_relative_to(one) for one in own)
 
 
 MARK = "run.json"

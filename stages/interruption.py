@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,8 +15,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def interrupt_on_both() -> None:
-    """Lets SIGTERM interrupt as Ctrl-C does: engines are ended, and what has a checkpoint saves it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Lets SIGTERM interrupt as Ctrl-C does: engines are ended, and what has a checkpoint saves it.
+
+    Not where `accelerate launch` has started one process of several: when one has failed, it ends the others with that signal. Nor
+    in forked processes, e.g. of the harness's pools, which end so as a rule.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextmanager

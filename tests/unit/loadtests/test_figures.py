@@ -80,6 +80,14 @@ def test_a_server_alone_has_no_gain() -> None:
     assert rows_of([result("plain", []), result("draft", [outcome(error="x")])], OBJECTIVE)[1]["gain"] is None
 
 
+def test_a_gain_that_not_every_turn_has_is_none() -> None:
+    rows = [
+        {"loop": "closed", "target": "draft", "level": 1, "gain": 1.5, "gain_low": 1.2, "step": False},
+        {"loop": "closed", "target": "draft", "level": 8, "gain": 1.05, "gain_low": 0.98, "step": False},
+    ]
+    assert stops_paying(rows, "closed", "draft") == 8
+
+
 @pytest.mark.parametrize(
     ("gains", "level"),
     [([2, 1.5, 1.1], None), ([2, 1.0, 0.9], 2), ([0.9, 1.2, 0.8], 3), ([0.9, 0.8, 0.7], 1), ([], None)],

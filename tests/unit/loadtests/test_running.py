@@ -282,10 +282,12 @@ def test_what_had_ended_when_it_was_interrupted_is_written(
     out = tmp_path / "load.json"
     with pytest.raises(KeyboardInterrupt):
         loadtest({"plain": "http://127.0.0.1:1"}, settings, out)
-    record = json.loads(out.read_text(encoding="utf-8"))
+    assert not out.exists(), "an earlier whole result stays"
+    file = tmp_path / "load-interrupted.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
     assert (record["complete"], len(record["rows"])) == (False, 1)
     assert "it was interrupted" in warning(record)
-    assert "it was interrupted" in out.with_suffix(".html").read_text(encoding="utf-8")
+    assert "it was interrupted" in file.with_suffix(".html").read_text(encoding="utf-8")
 
 
 def test_the_load_of_requests_and_chunks_adds_up() -> None:

@@ -192,7 +192,7 @@ async def test_what_an_engine_sets_for_one_client_does_not_go_along_with_another
 
 
 async def test_a_time_out_after_the_last_event_is_nobodys_business(gateway: Gateway) -> None:
-    async with gateway([*chunked([ONE + DONE])[:-1], HOLD], request_timeout_s=0.3) as running:
+    async with gateway([*chunked([ONE + DONE])[:-1], HOLD], request_timeout_s=0.8) as running:
         assert (await running.post(CHAT, {"stream": True}))[2] == ONE + DONE
         await running.settled()
         assert await running.metric("understudy_refusals_total") == 0

@@ -17,13 +17,11 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_a_file_elsewhere_is_not_blamed_on_what_is_written(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "weights" / "model.safetensors"
-    for out, blamed in (
-        (tmp_path / "made" / "out", elsewhere),
-        (tmp_path / "weights" / "out", tmp_path / "weights" / "out"),
-    ):
+    out, elsewhere = tmp_path / "made" / "out", tmp_path / "made" / "model.safetensors"
+    named = [(elsewhere, elsewhere), (out / "a", out), (partial_of(out) / "a", out), (out.parent, out), (None, out)]
+    for file, blamed in named:
         with pytest.raises(StorageError, match=f"^{blamed}: cannot be"), publish(out):
-            raise PermissionError(errno.EACCES, "Permission denied", str(elsewhere))
+            raise PermissionError(errno.EACCES, "Permission denied", file and str(file))
 
 
 def test_an_old_folder_stays_until_the_new_one_is_finished(tmp_path: Path) -> None:
