@@ -225,7 +225,7 @@ class Attempt:
         self.member.retries += 1
 
     def is_fault(self, error: BaseException | None) -> bool:
-        """Whether an error is the engine's: no answer, a broken one, 500 or above, a refusal of our key; no other 4xx and no 501."""
+        """Whether an error is the engine's: no answer, a broken one, 500 or above, our key refused; no other 4xx and no 501."""
         if isinstance(error, Refusal):
             return error.status >= 500 and not self._refused_by_engine
         return isinstance(error, EngineFailed)
