@@ -128,7 +128,11 @@ async def test_an_engine_that_refuses_our_key_is_left_alone(gateway: Gateway) ->
         assert (len(a.requests), len(b.requests)) == (1, 3)
 
 
-@pytest.mark.parametrize(("failing", "asked"), [([CUT], 2), (whole(b"", 500), 3)], ids=["connections lost", "answers"])
+@pytest.mark.parametrize(
+    ("failing", "asked"),
+    [([CUT], 2), (whole(b"", 500), 3), (chunked([b'data: {"error": {"code": 500}}\n\n', DONE]), 3)],
+    ids=["connections lost", "answers", "events"],
+)
 async def test_a_request_that_ends_engines_does_not_go_through_all_of_them(
     gateway: Gateway, failing: list[bytes], asked: int
 ) -> None:
