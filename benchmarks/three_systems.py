@@ -200,7 +200,7 @@ def _measured_apart(
             for future in as_completed(asked):
                 yield asked[future], future.result()
         except BrokenExecutor:
-            log(f"a process was killed; the other cells are measured one by one ({len(cells)} at most)")
+            log("a process was killed; the other cells are measured one by one")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after an interruption, nothing more is begun
 
