@@ -39,7 +39,7 @@ demo: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) compare $(BUILD)/pair $(PROMPTS)/heldout.jsonl --training-prompts $(PROMPTS)/train.jsonl \
 		--out $(BUILD)/comparison.json \
-		--set prompts_per_kind=6 --set max_tokens=48 --set repeats=1 --set block_size=1
+		--set prompts_per_kind=6 --set max_tokens=48 --set repeats=1 --set block_size=1 --set waves=1
 
 serve: setup
 	$(RUN) build recipes/reference.yaml
@@ -78,7 +78,8 @@ results-draft: setup-suffix compiled
 		--set 'drafts={one_layer: $(LEVERS)/drafts/one-layer-by-any-score, two_layers: $(LEVERS)/drafts/two-by-greedy-kl, three_layers: $(LEVERS)/drafts/three-by-block-influence, four_layers: $(LEVERS)/drafts/recipe, eight_layers: $(LEVERS)/drafts/eight-evenly-spaced, half_as_wide: $(LEVERS)/drafts/half-as-wide, draft_parallel: $(LEVERS)/drafts/in-one-pass}'
 	$(RUN) compare $(COMPILED)/pair $(COMPARED) --out $(LEVERS)/long.json --set 'concurrencies=[1]' --set 'temperatures=[0]' \
 		--set max_tokens=160
-	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(foreach part,sweep comparison shapes long,$(LEVERS)/$(part).json)
+	$(BIN)/python -m benchmarks.draft recipes/levers.yaml $(BUILD) $(COMPILED)/measured \
+		$(foreach part,sweep comparison shapes long,$(LEVERS)/$(part).json)
 	$(PRELOAD) $(BIN)/python -m benchmarks.floor $(COMPILED)/pair $(PROMPTS)/heldout.jsonl
 	$(BIN)/python -m benchmarks.render
 

@@ -162,7 +162,7 @@ def prune(
         method == DEPTH and PRUNE_SETTINGS.get(str(named)) is PruneSettings
     )  # the file says which way to remove layers
     values = values_from(config, set_, method=None if kept else method)
-    settings = read_prune_settings(values, str(config) if config else "--set")
+    settings = read_prune_settings(values, str(config) if config else "--set", scored=scores is not None)
     if isinstance(settings, WidthSettings | NutePruneSettings):
         if scores:
             raise InputError(f"--scores are of layers; method {settings.method!r} makes its own: leave them out")

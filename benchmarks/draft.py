@@ -1,7 +1,8 @@
-"""Joins what `make results-draft` measured into draft.json: ``python -m benchmarks.draft LEVERS.yaml SWEEP COMPARISON SHAPES``.
+"""Joins what `make results-draft` measured into draft.json.
 
-A lever's rows come from ``understudy sweep``, which judges without an engine: they have acceptance. Speed they have where the
-second comparison served them, one lever of each shape.
+``python -m benchmarks.draft LEVERS.yaml BUILD MEASURED SWEEP COMPARISON SHAPES LONG``. A lever's rows come from ``understudy
+sweep``, which judges without an engine: they have acceptance. Speed they have where the second comparison served them, one lever
+of each shape.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from drafts.comparing import IN_ONE_PASS
+from drafts.comparing import GREEDILY, IN_ONE_PASS
+from drafts.measurements import Measurements
 from drafts.methods import own_name
-from drafts.predicting import answered_sooner
+from drafts.pairing import read_measurements
+from drafts.predicting import answered_sooner, cost_split, plain_cost, step_seconds
 from drafts.sweeping import Sweep, slug
+from pruning.checkpoint import load_config
+from pruning.sizes import sizes
 from stages.folders import write_text
 from stages.provenance import read
 from stages.settings import read_yaml
@@ -24,35 +29,38 @@ SPENT = ("train_seconds", "train_tokens")
 FILE = Path(__file__).parent / "draft.json"
 
 
-def lever_rows(sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any]) -> list[dict[str, Any]]:
+def lever_rows(
+    sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any], measured: Measurements | None = None
+) -> list[dict[str, Any]]:
     """A row for each lever, kind and temperature, with as many draft tokens as the comparison served at one request.
 
-    ``speedup`` is given for the levers that ``shapes`` served, one of each shape, ``predicted_speedup`` for all that have such a
-    shape: what a step with them costs is known from there.
+    ``speedup`` is given for the levers that ``shapes`` served, one of each shape; ``predicted_speedup`` for all that propose one
+    token after another, from ``measured`` and what they weigh.
     """
-    tokens = tokens_at_one(record)
-    served, rows = served_levers(sweep, shapes), []
-    names = {_shape(row): name for row in sweep if (name := served.get(row["lever"])) not in (None, IN_ONE_PASS)}
+    tokens, served, rows = tokens_at_one(record), served_levers(sweep, shapes), []
     for row in sweep:
         one_by_one = "sibling" if _from_scratch(row) else "draft"
-        judged = [(one_by_one, found, found["acceptance_lengths"], names.get(_shape(row))) for found in row["figures"]]
-        judged += [
-            (IN_ONE_PASS, f, f["parallel_lengths"], IN_ONE_PASS) for f in row["figures"] if f.get("parallel_lengths")
-        ]
-        for method, found, lengths, alike in judged:
-            length = lengths[min(tokens, len(lengths)) - 1]
+        judged = [(one_by_one, found, found["acceptance_lengths"]) for found in row["figures"]]
+        judged += [(IN_ONE_PASS, f, f["parallel_lengths"]) for f in row["figures"] if f.get("parallel_lengths")]
+        for method, found, lengths in judged:
+            own_tokens = min(tokens, len(lengths))
+            length = lengths[own_tokens - 1]
+            name = served.get(row["lever"])
             beside = _alone(shapes, found["kind"], found["temperature"])
-            own = served.get(row["lever"]) == alike and alike in beside
+            own = name in beside and (name == IN_ONE_PASS) == (method == IN_ONE_PASS)
+            predicted = None
+            if measured and method != IN_ONE_PASS and "weight" in row:
+                predicted = expected(measured, found["kind"], length, own_tokens, row["weight"])
             rows.append({
                 "lever": row["lever"], "method": method,
                 "kind": found["kind"], "temperature": found["temperature"], "concurrency": 1,
-                "num_speculative_tokens": tokens, "mean_acceptance_length": length,
-                "acceptance_rate": (length - 1) / tokens, "overlap": found["overlap"], "agreement": found["agreement"],
+                "num_speculative_tokens": own_tokens, "mean_acceptance_length": length,
+                "acceptance_rate": (length - 1) / own_tokens, "overlap": found["overlap"], "agreement": found["agreement"],
                 "acceptance_lengths": list(lengths),
                 "greedy_drafting_lengths": None if method == IN_ONE_PASS else found["greedy_drafting_lengths"],
                 "num_positions": found["positions"],
                 "kept_layers": row["kept_layers"], "train_seconds": row["train_seconds"], "train_tokens": row["train_tokens"],
-                "predicted_speedup": _expected(beside, alike, length), "speedup": beside[alike]["speedup"] if own else None,
+                "predicted_speedup": predicted, "speedup": beside[name]["speedup"] if own else None,
             })  # fmt: skip
     return rows
 
@@ -78,39 +86,62 @@ def step_in_plain_steps(row: dict[str, Any], plain: dict[str, Any]) -> float:
     return float(row["tpot_s"] * row["mean_acceptance_length"] / plain["tpot_s"])
 
 
-def _expected(beside: dict[str, dict[str, Any]], alike: str | None, length: float) -> float | None:
-    """The speed-up at one request of a draft that costs what one of its shape did, as ``drafts.predicting`` has it.
+def expected(measured: Measurements, kind: str, length: float, tokens: int, weight: float) -> float | None:
+    """The speed-up at one request that a draft should have, before it is served: by the formula of ``drafts.predicting``.
 
     Args:
-        beside: what was served, by method: steps, first tokens and the answers' length are theirs.
-        alike: the one of its shape.
+        measured: what ``measure`` found of the pair's draft, on other prompts.
+        length: judged mean acceptance length with ``tokens`` draft tokens.
+        weight: weights that a token is multiplied with in this draft over those in the pair's: what a draft token costs and the
+            prompt's reading are taken to go with them.
     """
-    if alike not in beside or "plain" not in beside:
+    split, first = cost_split(measured.costs, 1), {f.method: f for f in measured.first_tokens if f.kind == kind}
+    if split is None or not {"plain", "draft"} <= first.keys():
         return None
-    plain, own = beside["plain"], beside[alike]
-    later = plain["output_tokens"] / (plain["num_prompts"] * plain["repeats"]) - 1
-    token = plain["tpot_s"]
-    step = step_in_plain_steps(own, plain) * token
-    return answered_sooner(later, length, (token, plain["ttft_s"]), (step, own["ttft_s"]))
+    plain = plain_cost(measured.costs, 1).seconds
+    step = step_seconds(measured.costs, tokens, 1) + (weight - 1) * split.draft * plain * tokens
+    reads = first["plain"].seconds
+    drafted_reads = reads + weight * (first["draft"].seconds - reads)
+    return answered_sooner(first["plain"].later_tokens, length, (plain, reads), (step, drafted_reads))
+
+
+def limits(measured: Measurements) -> list[dict[str, Any]]:
+    """What a perfect draft would gain at one request, by kind and number of tokens, and what 2.5x would take.
+
+    Returns:
+        rows of kind, num_speculative_tokens, step (in plain steps), first_token_s, drafted_first_token_s, plain_s (a plain step),
+        later_tokens, perfect_speedup, and length_for_2_5, the mean acceptance length at which answers come 2.5 times as soon.
+    """
+    rows = []
+    for kind in dict.fromkeys(f.kind for f in measured.first_tokens):
+        first = {f.method: f for f in measured.first_tokens if f.kind == kind}
+        plain, later = plain_cost(measured.costs, 1).seconds, first["plain"].later_tokens
+        reads, drafted_reads = first["plain"].seconds, first["draft"].seconds
+        for tokens in (4, 6):
+            step = step_seconds(measured.costs, tokens, 1)
+            left = (later * plain + reads) / 2.5 - drafted_reads
+            rows.append({
+                "kind": kind, "num_speculative_tokens": tokens, "step": step / plain, "first_token_s": reads,
+                "drafted_first_token_s": drafted_reads, "plain_s": plain, "later_tokens": later,
+                "perfect_speedup": answered_sooner(later, tokens + 1, (plain, reads), (step, drafted_reads)),
+                "length_for_2_5": later * step / left if left > 0 else None,
+            })  # fmt: skip
+    return rows
 
 
 def _from_scratch(row: dict[str, Any]) -> bool:
     return bool(row["settings"].get("recover", {}).get("from_scratch"))
 
 
-def _shape(row: dict[str, Any]) -> tuple[int, Any]:
-    """What a draft costs by: layers, and width of their MLPs."""
-    return len(row["kept_layers"]), row["settings"].get("prune", {}).get("mlp_width")
-
-
-SWEPT = {"draft": "recipe"}
-"""Levers whose drafts are served, by the method's name in draft.json: trained on the sweep's budget."""
+SWEPT = {"recipe": "recipe"}
+"""Levers whose drafts are served, by the comparison's name: trained on the sweep's budget."""
+GREEDY_LEVER = "the reference build, greedy drafting"
 BUILT = {
-    "chosen": "the reference build", "draft_greedy": "the reference build", "sibling": "from scratch, as long",
+    "draft": "the reference build", GREEDILY: GREEDY_LEVER, "sibling": "from scratch, as long",
     IN_ONE_PASS: "in one pass, as long",
 }  # fmt: skip
-"""Drafts with the reference build's budget that are served, by the method's name in draft.json."""
-NAMES = {"recipe": "draft", "draft": "chosen"}
+"""Levers of the served drafts that have the reference build's budget, by the comparison's name."""
+NAMES = {"recipe": "draft", "draft": "chosen", GREEDILY: "draft"}
 """The comparison's names that are others in draft.json: the pair that was built is what ``choose`` chose."""
 
 
@@ -119,11 +150,10 @@ def chosen_name(config: dict[str, Any] | None) -> str:
     return "plain" if config is None else own_name(config)
 
 
-def spent_on(method: str, record: dict[str, Any]) -> dict[str, Any]:
-    """What the training of a draft of the build's budget took; nothing where none is served under that name."""
-    name = "draft" if method in ("chosen", "draft_greedy") else method
-    spent = record.get("trained", {}).get(name)
-    return {"lever": BUILT[method], **spent} if spent else {}
+def spent_on(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the training of a draft of the build's budget took, by the comparison's name; nothing where none is served so."""
+    spent = record.get("trained", {}).get("draft" if name == GREEDILY else name)
+    return {"lever": BUILT[name], **spent} if spent else {}
 
 
 def tokens_at_one(record: dict[str, Any]) -> int:
@@ -136,35 +166,64 @@ def tokens_at_one(record: dict[str, Any]) -> int:
     return int(own[0] if own else config["num_speculative_tokens"])
 
 
-def joined(sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+def joined(
+    sweep: list[dict[str, Any]], record: dict[str, Any], shapes: dict[str, Any], measured: Measurements | None = None
+) -> dict[str, Any]:
     """The content of draft.json; what was chosen stands there as ``chosen``, beside its own name where it is no draft.
 
     Args:
-        sweep: what ``understudy sweep`` gave.
+        sweep: what ``understudy sweep`` gave, each lever with its ``weight`` (``expected``).
         record: the comparison.
         shapes: a comparison at one request of levers whose drafts have different shapes.
+        measured: what ``measure`` found of the pair.
     """
-    spent, judged = {row["lever"]: row for row in sweep}, lever_rows(sweep, record, shapes)
-    expected = {(row["lever"], row["kind"], row["temperature"]): row["predicted_speedup"] for row in judged}
+    spent, judged = {row["lever"]: row for row in sweep}, lever_rows(sweep, record, shapes, measured)
+    known = {(row["lever"], row["kind"], row["temperature"]): row["predicted_speedup"] for row in judged}
     config = record["speculative_config"]
-    taken = chosen_name(config)
-    served = []
+    taken, served = chosen_name(config), []
     for row in record["rows"]:
-        named = [NAMES.get(row["method"], row["method"])]
-        named += ["chosen"] if row["method"] == taken and taken != "draft" else []
-        for method in named:
-            trained = spent_on(method, record) if method in BUILT else spent.get(SWEPT.get(method, ""), {})
-            found = {key: trained.get(key) for key in ("lever", *SPENT)}
-            alone = (row["concurrency"], row.get("rate")) == (1, None)
-            if alone and row["predicted_speedup"] is None:
-                found["predicted_speedup"] = expected.get((SWEPT.get(method), row["kind"], row["temperature"]))
-            served.append({**row, "method": method, **found})
+        name = row["method"]
+        trained = spent_on(name, record) if name in BUILT else spent.get(SWEPT.get(name, ""), {})
+        found = {key: trained.get(key) for key in ("lever", *SPENT)}
+        if (row["concurrency"], row.get("rate")) == (1, None) and row["predicted_speedup"] is None:
+            found["predicted_speedup"] = known.get((SWEPT.get(name), row["kind"], row["temperature"]))
+        served.append({**row, "method": NAMES.get(name, name), **found})
+        if name == taken and taken != "draft":
+            served.append({**row, "method": "chosen", **found})
     kept = (
         "settings", "inputs", "speculative_config", "versions", "hardware", "date", "git_revision", "choice", "enforce_eager",
+        "training_prompts", "trained_on",
     )  # fmt: skip
     folders = {name: lever for lever, name in served_levers(sweep, shapes).items()}
     of_shapes = [{**row, "lever": folders.get(row["method"])} for row in shapes["rows"]]
-    return {"rows": [*judged, *served], "shapes": of_shapes, **{key: record[key] for key in kept}}
+    found = {"rows": alike([*judged, *served]), "shapes": of_shapes, **{key: record.get(key) for key in kept}}
+    return found | {"parts": {"comparison": _made(record), "shapes": _made(shapes)}}
+
+
+def alike(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the same keys in the same order; None where one has no such figure."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def _made(record: dict[str, Any]) -> dict[str, Any]:
+    """When and at which revision a part was measured: an interrupted `make results-draft` goes on another day."""
+    return {key: record.get(key) for key in ("date", "git_revision")}
+
+
+def weights(sweep: list[dict[str, Any]], pair_draft: Path) -> list[dict[str, Any]]:
+    """The sweep's rows, each with its draft's weights over those of the pair's draft as ``weight``."""
+    own = sizes(load_config(pair_draft)).work
+    return [{**row, "weight": sizes(load_config(Path(row["draft"]))).work / own} for row in sweep]
+
+
+BUILD_STAGES = {"prune": "pruned", "distill": "data", "recover": "draft", "measure": "measured", "choose": "pair"}
+"""The stages of a build and their folders."""
+
+
+def build_seconds(build: Path) -> dict[str, float | None]:
+    """How long each stage of a build took."""
+    return {stage: (read(build / folder) or {}).get("wall_s") for stage, folder in BUILD_STAGES.items()}
 
 
 def trained_on(sweep: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,11 +239,15 @@ def longer(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Reads the sweep's file, what it gave, and three comparisons; writes draft.json beside this module."""
-    file, *measured = map(Path, arguments)
-    sweep, record, shapes, long = (json.loads(path.read_text(encoding="utf-8")) for path in measured)
+    """Reads the sweep's file, the build, what was measured of the pair, the sweep, and three comparisons; writes draft.json."""
+    file, build, folder, *parts = map(Path, arguments)
+    sweep, record, shapes, long = (json.loads(path.read_text(encoding="utf-8")) for path in parts)
     asked = read_yaml(file, Sweep).model_dump(mode="json", exclude={"levers"})
-    found = {**joined(sweep, record, shapes), "long": longer(long), "sweep": asked | trained_on(sweep)}
+    measured = read_measurements(folder)
+    found = joined(weights(sweep, build / "draft"), record, shapes, measured)
+    found["parts"]["long"] = _made(long)
+    found |= {"long": longer(long), "sweep": asked | trained_on(sweep), "build_seconds": build_seconds(build)}
+    found |= {"costs": [cost.model_dump() for cost in measured.splits], "limits": limits(measured)}
     write_text(FILE, json.dumps(found, indent=1) + "\n")
     print(f"{FILE.parent.name}/{FILE.name}")
 

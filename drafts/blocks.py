@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drafts.client import Answer
@@ -43,15 +43,6 @@ class Cell:
         """Output tokens of all answers."""
         return sum(answer.completion_tokens for answer in self.answers)
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Output tokens per second of wall time."""
-        return self.num_tokens / self.wall_s
-
-
-SHORT = 4
-"""Requests at a time up to which a turn lasts long enough not to be repeated more often than asked."""
-
 
 @dataclass(frozen=True)
 class Block:
@@ -73,35 +64,44 @@ class Block:
 
 
 def blocks_of(
-    prompts: Sequence[Prompt], conditions: Sequence[Condition], repeats: int, block_size: int, seed: int
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    repeats: int,
+    block_size: int,
+    seed: int,
+    waves: int = 1,
 ) -> list[Block]:
     """Every condition's prompts in blocks, all of it several times with other seeds.
 
     Args:
-        repeats: how often at up to ``SHORT`` requests at a time; twice as often at up to twice as many, and so on, because turns
-            get shorter, and the machine's noise in them larger. An open loop takes its own time and is repeated as given.
-        block_size: prompts of a block, rounded up to whole waves of a condition's requests at a time, or there would not be as many
-            under way as it says; what is left over at the end joins the last block.
+        repeats: how often; twice as often where one block holds all prompts of a condition, for there to be two turns to compare.
+        block_size: prompts of a block; what is left over at the end joins the last block if it is less than half a block. An open
+            loop is one block.
+        waves: where several requests are asked at a time, a block has at least so many times as many, because at its end fewer
+            and fewer are under way.
     """
+    own = {condition: [prompt for prompt in prompts if prompt.kind == condition.kind] for condition in conditions}
+    parts = {condition: _parts(own[condition], condition, block_size, waves) for condition in conditions}
     return [
         Block(condition, part, seed + 10_000 * repeat + start, repeat)
-        for repeat in range(repeats * max(map(_more_often, conditions), default=1))
+        for repeat in range(2 * repeats)
         for condition in conditions
-        if repeat < repeats * _more_often(condition)
-        for start, part in _parts([p for p in prompts if p.kind == condition.kind], condition.concurrency, block_size)
+        if repeat < repeats * (2 if len(parts[condition]) == 1 else 1)
+        for start, part in parts[condition]
     ]
 
 
-def _more_often(condition: Condition) -> int:
-    return 1 if condition.rate is not None else math.ceil(condition.concurrency / SHORT)
-
-
-def _parts(prompts: Sequence[Prompt], concurrency: int, block_size: int) -> Iterator[tuple[int, tuple[Prompt, ...]]]:
+def _parts(
+    prompts: Sequence[Prompt], condition: Condition, block_size: int, waves: int
+) -> list[tuple[int, tuple[Prompt, ...]]]:
     """(place of its first prompt, prompts) of every block of one condition."""
-    size = math.ceil(block_size / concurrency) * concurrency
-    starts = list(range(0, max(len(prompts) - concurrency, 0) + 1, size)) or [0]
-    for start, end in zip(starts, [*starts[1:], len(prompts)], strict=True):
-        yield start, tuple(prompts[start:end])
+    wave = condition.concurrency
+    size = block_size if wave == 1 else max(math.ceil(block_size / wave), waves) * wave
+    if condition.rate is not None:
+        size = len(prompts)
+    starts = list(range(0, max(len(prompts) - max(size // 2, 1), 0) + 1, max(size, 1)))
+    ends = [*starts[1:], len(prompts)]
+    return [(start, tuple(prompts[start:end])) for start, end in zip(starts, ends, strict=True)]
 
 
 def conditions_of(

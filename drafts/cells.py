@@ -120,6 +120,7 @@ def row_of(method: str, condition: Condition, own: list[Cell], plain: list[Cell]
         "ttft_s": statistics.median(answer.ttft_s for answer in answers),
         "e2e_s": statistics.median(answer.e2e_s for answer in answers),
         "e2e_s_per_token": _seconds_per_token(own),
+        "under_way": sum(answer.e2e_s for answer in answers) / sum(cell.wall_s for cell in own),
         "speedup": overall, "speedup_low": min(ratios), "speedup_high": max(ratios),
         "speedup_without_loops": overall * change if (change := _without_loops(own, plain, either)) else None,
         **acceptance(answers), "acceptance_histogram": histogram(answers),

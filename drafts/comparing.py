@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from drafts.asking import Asking, ask_methods, serves_alone
-from drafts.blocks import Cell, blocks_of, conditions_of
+from drafts.blocks import Block, Cell, Condition, blocks_of, conditions_of
 from drafts.cells import differing, rows_of
 from drafts.encoding import fitting
 from drafts.exact import rounding_dtype
@@ -24,6 +24,7 @@ from drafts.methods import (
     draft_method,
     own_name,
     proposes_in_parallel,
+    trained_in_one_pass,
     wants_suffix,
 )
 from drafts.pairing import CHOICE
@@ -65,8 +66,10 @@ class CompareSettings(Settings):
     Attributes:
         prompts_per_kind: a seeded sample of the prompts; all of them when not given.
         rates: arrivals per second of open loops beside the closed ones; the largest concurrency bounds what is under way.
-        repeats: how often all prompts are asked; more often where many share the engine (``blocks.blocks_of``).
+        repeats: how often all prompts are asked; twice as often where that would be a single turn.
         block_size: prompts after which the next method takes its turn.
+        waves: where several are asked at a time, at least so many times as many prompts are taken, as far as there are, and asked
+            in one turn: at its end fewer and fewer are under way.
         drafts: other drafts of the same target by name (e.g. ``sibling``), served with the pair's number of draft tokens; one named
             ``draft_parallel`` proposes them in one pass, one named ``draft_greedy`` its likeliest ones at any temperature.
         num_speculative_tokens: draft tokens of ``drafts`` where the pair has no draft of its own.
@@ -81,6 +84,7 @@ class CompareSettings(Settings):
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0, 1.0), min_length=1)
     repeats: int = Field(default=3, ge=1)
     block_size: int = Field(default=20, ge=1)
+    waves: int = Field(default=3, ge=1)
     seed: int = 0
     drafts: dict[str, Path] = Field(default_factory=dict)
     num_speculative_tokens: int = Field(default=4, ge=1)
@@ -120,7 +124,7 @@ def methods_of(pair: Pair, others: dict[str, Path], tokens: int = 4) -> list[Met
                     f"drafts: {folder} was not trained to propose tokens in one pass; give it another name than "
                     f"{name!r}, or train it with parallel_tokens"
                 )
-            own = in_one_pass(own)
+            own = in_one_pass(own, trained_in_one_pass(folder))
         if name == GREEDILY:
             own["draft_sample_method"] = "greedy"
         methods.append(Method(name, own))
@@ -140,15 +144,19 @@ def the_other_way(config: dict[str, Any]) -> Method:
     """A pair's draft in the way that was not chosen: tokens in one pass, or one by one."""
     if config.get("parallel_drafting"):
         return Method("draft_sequential", {key: value for key, value in config.items() if key != "parallel_drafting"})
-    return Method(IN_ONE_PASS, in_one_pass(config))
+    return Method(IN_ONE_PASS, in_one_pass(config, trained_in_one_pass(Path(config["model"]))))
 
 
-def in_one_pass(config: dict[str, Any]) -> dict[str, Any]:
-    """A drafting config with all tokens in one pass: one number of them, as vLLM wants it, wherever any are drafted."""
-    kept = {**config, "parallel_drafting": True}
+def in_one_pass(config: dict[str, Any], trained: int | None) -> dict[str, Any]:
+    """A drafting config with all tokens in one pass: one number of them, as vLLM wants it, wherever any are drafted.
+
+    Args:
+        trained: how many the draft was trained to propose; more are not asked for.
+    """
+    most = min(config["num_speculative_tokens"], trained or config["num_speculative_tokens"])
+    kept = {**config, "parallel_drafting": True, "num_speculative_tokens": most}
     schedule = config.get("num_speculative_tokens_per_batch_size")
     if schedule is not None:
-        most = config["num_speculative_tokens"]
         kept["num_speculative_tokens_per_batch_size"] = [[low, high, most if n else 0] for low, high, n in schedule]
     return kept
 
@@ -172,6 +180,19 @@ def sampling_defaults(target: Path, engine_args: Sequence[str]) -> dict[str, flo
     return {name: found[name] for name, neutral in DEFAULTS.items() if found.get(name) not in neutral}
 
 
+def blocks_for(prompts: list[Prompt], settings: CompareSettings) -> list[Block]:
+    """What all methods are asked: a sample of the prompts, a larger one where many are asked at a time."""
+
+    def taken(condition: Condition) -> list[Prompt]:
+        closed = condition.rate is None and condition.concurrency > 1
+        enough = settings.waves * condition.concurrency if closed else 0
+        return sample(prompts, settings.prompts_per_kind and max(settings.prompts_per_kind, enough), settings.seed)
+
+    conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
+    repeats, size, seed, waves = settings.repeats, settings.block_size, settings.seed, settings.waves
+    return [block for one in conditions for block in blocks_of(taken(one), [one], repeats, size, seed, waves)]
+
+
 def compare(
     pair_path: Path, prompts_file: Path, out: Path, settings: CompareSettings, training_prompts: Path | None = None
 ) -> list[dict[str, Any]]:
@@ -193,7 +214,8 @@ def compare(
     if defaults:
         log(f"the target's generation_config.json holds for these requests: {defaults}")
     fit = fitting(everything, tokenizer, pair.serving.max_model_len, settings.max_tokens)
-    prompts = sample(fit, settings.prompts_per_kind, settings.seed)
+    blocks = blocks_for(fit, settings)
+    prompts = list({prompt.id: prompt for block in blocks for prompt in block.prompts}.values())
     methods = methods_of(pair, settings.drafts, settings.num_speculative_tokens)
     inputs = {"target": checkpoint_hash(target), "prompts": prompts_hash(prompts)}
     if pair.serving.draft:
@@ -203,8 +225,6 @@ def compare(
     logs = out.parent / "engine-logs"
     eager = pair.serving.enforce_eager if settings.enforce_eager is None else settings.enforce_eager
     how = EngineOptions(pair.serving.max_model_len, max(settings.concurrencies), eager, pair.serving.engine_args)
-    conditions = conditions_of(prompts, settings.concurrencies, settings.temperatures, settings.rates)
-    blocks = blocks_of(prompts, conditions, settings.repeats, settings.block_size, settings.seed)
     asked = Asking(tuple(blocks), settings.max_tokens, settings.one_at_a_time)
     served = [*map(str, methods), str(how)]  # a pair may be chosen anew between two runs
     saved = SavedCells(

@@ -33,7 +33,7 @@ from stages.errors import InputError
 from stages.folders import publish, storage_errors, write_text
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import Advance, log, progress
-from stages.provenance import Run, goes_on, up_to_date
+from stages.provenance import Run, can_resume, up_to_date
 from stages.settings import Settings
 
 DATA = "data.jsonl"
@@ -339,7 +339,7 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     if up_to_date(run, out):
         return
     with publish(out, keep_partial=True, stage=run.stage) as folder:
-        done = read_data(folder / DATA) if goes_on(run, folder) else []
+        done = read_data(folder / DATA) if can_resume(run, folder) else []
         run.write(folder)
         modes = modes_of(prompts, settings, tokenizer)
         writer = Writer(folder / DATA, done, target_hash, answerer)

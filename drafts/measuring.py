@@ -93,16 +93,28 @@ class MeasureSettings(Settings):
         return self
 
 
-def step_seconds(answer: Answer) -> float | None:
-    """Seconds per engine step after the first token; None for answers with no further step or chunk."""
-    drafted = answer.speculation.num_drafts if answer.speculation else 0
-    steps = drafted or answer.completion_tokens - 1
-    later = answer.e2e_s - answer.ttft_s
+def plain_step_seconds(answer: Answer) -> float | None:
+    """Seconds per engine step of plain decoding after the first token; None for answers with no further step or chunk."""
+    steps, later = answer.completion_tokens - 1, answer.e2e_s - answer.ttft_s
     return later / steps if steps > 0 and later > 0 else None
 
 
-def _steps(cell: Cell) -> list[float]:
-    return [seconds for answer in cell.answers if (seconds := step_seconds(answer)) is not None]
+def step_in_plain_steps(answer: Answer, plain_s: float) -> float | None:
+    """A step with draft tokens over a plain one of ``plain_s`` seconds; None for answers that do not tell.
+
+    Not every step of an answer has draft tokens: our proposer gives none to answers that begin together, nor for the last token
+    of one. Each step brings a token and those it accepts, so what is missing in the engine's count of drafted steps was plain. An
+    answer without any draft token gives its own plain step.
+    """
+    later, record = (answer.e2e_s - answer.ttft_s) / plain_s, answer.speculation
+    drafted, accepted = (record.num_drafts, record.num_accepted_tokens) if record else (0, 0)
+    others = answer.completion_tokens - 1 - accepted - drafted
+    found = (later - max(others, 0)) / drafted if drafted else later / others if others > 0 else 0.0
+    return found if found > 0 else None
+
+
+def _plain_steps(cell: Cell) -> list[float]:
+    return [seconds for answer in cell.answers if (seconds := plain_step_seconds(answer)) is not None]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -118,11 +130,20 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def relative_to_plain(
-    own: Sequence[Cell], plain: Sequence[Cell], values_of: Callable[[Cell], Sequence[float]]
+    own: Sequence[Cell],
+    plain: Sequence[Cell],
+    plain_values: Callable[[Cell], Sequence[float]],
+    relative: Callable[[Answer, float], float | None],
 ) -> list[float]:
-    """Every answer's value over plain's median of the same turn, which stood next to it in time."""
-    base = {cell.turn: statistics.median(values) for cell in plain if (values := values_of(cell))}
-    return [value / base[cell.turn] for cell in own if cell.turn in base for value in values_of(cell)]
+    """Every answer beside plain's median of the same turn, which stood next to it in time.
+
+    Args:
+        plain_values: what plain's answers of a cell have.
+        relative: what an answer has, in units of its second argument; None for one that does not tell.
+    """
+    base = {cell.turn: statistics.median(values) for cell in plain if (values := plain_values(cell))}
+    found = (relative(answer, base[cell.turn]) for cell in own if cell.turn in base for answer in cell.answers)
+    return [value for value in found if value is not None]
 
 
 def step_costs(cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple[Stepping, int]]) -> list[StepCost]:
@@ -132,14 +153,14 @@ def step_costs(cells: Sequence[Cell], concurrency: int, engines: dict[str, tuple
     """
     same = [cell for cell in cells if cell.condition.concurrency == concurrency]
     plain = [cell for cell in same if cell.method == "plain"]
-    base = quartiles([seconds for cell in plain for seconds in _steps(cell)])
+    base = quartiles([seconds for cell in plain for seconds in _plain_steps(cell)])
     costs = []
     for engine, (method, tokens) in engines.items():
         own = [cell for cell in same if cell.method == engine]
-        found = (
-            base if engine == "plain" else tuple(base[1] * q for q in quartiles(relative_to_plain(own, plain, _steps)))
-        )
-        low, middle, high = found
+        low, middle, high = base
+        if engine != "plain":
+            ratios = relative_to_plain(own, plain, _plain_steps, step_in_plain_steps)
+            low, middle, high = (base[1] * ratio for ratio in quartiles(ratios))
         costs.append(
             StepCost(
                 method=method,
@@ -167,9 +188,11 @@ def _first_token(
     plain = [cell for cell in alone if cell.method == "plain"]
     base = statistics.median(_first_tokens_of(plain))
     own = [cell for cell in alone if cell.method == engine]
-    ratio = statistics.median(relative_to_plain(own, plain, lambda cell: _first_tokens_of([cell])))
+    ratios = relative_to_plain(
+        own, plain, lambda cell: _first_tokens_of([cell]), lambda answer, seconds: answer.ttft_s / seconds
+    )
     later = statistics.mean(answer.completion_tokens - 1 for cell in plain for answer in cell.answers)
-    return FirstToken(method=method, kind=kind, seconds=base * ratio, later_tokens=max(later, 1.0))
+    return FirstToken(method=method, kind=kind, seconds=base * statistics.median(ratios), later_tokens=max(later, 1.0))
 
 
 def _first_tokens_of(cells: Sequence[Cell]) -> list[float]:

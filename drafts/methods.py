@@ -18,6 +18,7 @@ from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine, forks_engines
 from server.engine_command import cpu_build_installed, in_process_by_default
 from server.launching import Launch, fork_server, launch_single
+from stages import provenance
 from stages.errors import EngineError, InputError
 from stages.progress import log
 
@@ -93,6 +94,12 @@ def proposes_in_parallel(draft: Path) -> bool:
     """Whether a draft was trained to propose several tokens in one pass; of a folder that holds none, the engine complains."""
     config = draft / "config.json"
     return config.is_file() and CONFIG_KEY in read_json(config, "run 'understudy recover' again")
+
+
+def trained_in_one_pass(draft: Path) -> int | None:
+    """How many tokens a draft was trained to propose in one pass, as ``recover`` wrote it down; None where that is not known."""
+    found = ((provenance.read(draft) or {}).get("settings") or {}).get("parallel_tokens")
+    return int(found) if found else None
 
 
 def verify_method(num_speculative_tokens: int) -> Method:

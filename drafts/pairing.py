@@ -12,6 +12,7 @@ from drafts.choosing import choose
 from drafts.measurements import Measurements
 from drafts.measuring import FILE as MEASUREMENTS
 from drafts.pictures import draw_choice
+from server.pair import ServingFile
 from stages.errors import InputError
 from stages.folders import publish, write_text
 from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
@@ -111,6 +112,7 @@ def choose_pair(
     choice = choose(measurements, settings)
     with publish(out, stage=run.stage) as folder:
         record = serving_record(target, draft, choice, out, name, max_model_len, measurements)
+        validate(ServingFile, record, "serving.json")  # nothing is written that `serve` would refuse
         write_text(folder / "serving.json", json.dumps(record, indent=2) + "\n")
         write_text(folder / CHOICE, json.dumps(choice.model_dump(mode="json"), indent=2) + "\n")
         draw_choice(choice, measurements, folder / "choice.png")

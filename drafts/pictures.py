@@ -1,4 +1,4 @@
-"""Pictures: the choice of K, and the comparison. The only place that knows matplotlib."""
+"""Pictures: the choice of K, and the comparison."""
 
 from __future__ import annotations
 

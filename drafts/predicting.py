@@ -5,10 +5,12 @@ A pure function of measurements. For K = num_speculative_tokens, n requests at a
 
     tau(K)   = 1 + sum_{j=1..K} P(first j draft tokens accepted)        mean acceptance length, bonus token included
     step(K)  = base + slope * K                                         from steps timed at two values of K
-    speed-up = (L * plain step + n * r) / (L / tau(K) * step(K) + n * r')
+    speed-up = (L * plain step + reads(n, r)) / (L / tau(K) * step(K) + reads(n, r'))
+    reads(n, r) = r + (n - 1) * max(0, r - plain step alone)
 
-L, r and r' are those of the kind of prompt; r and r' are the times to the first token, without and with a draft: an engine reads
-the prompts of requests that share a step one after another, and a draft has to read them too. With K = 0 nothing is drafted: our
+L, r and r' are those of the kind of prompt; r and r' are the times to the first token of one request alone, without and with a
+draft, which has to read the prompt too. While an answer is made, the prompts of the n - 1 others are read, in steps that all of
+them share: only what a prompt adds to a step counts. With K = 0 nothing is drafted: our
 own proposer then does nothing, but vLLM's runs the draft over the new tokens all the same, which is timed by itself. Where the
 costs of a step come from, in plain steps: v, a step that checks K + 1 tokens but drafts for free, and c, a draft token.
 """
@@ -108,9 +110,12 @@ def predict(measurements: Measurements, acceptance: Acceptance, num_speculative_
     first = {found.method: found for found in measurements.first_tokens if found.kind in (acceptance.kind, ALL)}
     if "plain" not in first or acceptance.way not in first:
         return length * plain / step
-    later, reads = first["plain"].later_tokens, concurrency * first["plain"].seconds
-    drafted_reads = concurrency * first[acceptance.way].seconds
-    return answered_sooner(later, length, (plain, reads), (step, drafted_reads))
+    alone = plain_cost(measurements.costs, min(measurements.concurrencies)).seconds
+    reads, drafted_reads = (
+        first[way].seconds + (concurrency - 1) * max(0.0, first[way].seconds - alone)
+        for way in ("plain", acceptance.way)
+    )
+    return answered_sooner(first["plain"].later_tokens, length, (plain, reads), (step, drafted_reads))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

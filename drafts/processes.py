@@ -124,7 +124,7 @@ def launch(processes: int, verb: str, arguments: Sequence[Path], out: Path, sett
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as launcher:
             code = _end_of(launcher)
     if code:
-        raise UnderstudyError(f"{verb}: ended with an error in its {processes} processes, which stands above")
+        raise UnderstudyError(f"{verb}: ended with an error in its {processes} processes; see the output above")
 
 
 def _end_of(launcher: subprocess.Popen[bytes]) -> int:

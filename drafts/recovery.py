@@ -26,7 +26,7 @@ from stages.errors import InputError
 from stages.folders import check_place, partial_of
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
-from stages.provenance import Run, goes_on, up_to_date
+from stages.provenance import Run, can_resume, up_to_date
 
 
 def _run(target: Path, pruned: Path, data: Path, settings: RecoverSettings) -> Run:
@@ -75,7 +75,7 @@ def recover(target: Path, pruned: Path, data: Path, out: Path, settings: Recover
     first = world().is_main_process
     with published(out, partial_of(out.resolve()), run.stage) as folder:
         if first:
-            if not goes_on(run, folder):
+            if not can_resume(run, folder):
                 (folder / CHECKPOINT).unlink(missing_ok=True)
             run.write(folder)
         world().wait_for_everyone()

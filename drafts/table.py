@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 HEADS = (
-    "method", "kind", "load", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "predicted", "w/o loops",
+    "method", "kind", "load", "under way", "T", "tokens/s", "ms/token", "ttft ms", "speed-up", "predicted", "w/o loops",
     "accept.", "length", "identical", "looping",
 )  # fmt: skip
 """Heads of the whole table; ``table_cells`` gives the cells in this order."""
@@ -83,7 +83,7 @@ def table_cells(row: dict[str, Any]) -> list[str]:
     """One row as printable cells, in the order of the table's heads."""
     gain, calm = _gain(row), row["speedup_without_loops"]
     return [
-        row["method"], row["kind"], load(row), f"{row['temperature']:g}",
+        row["method"], row["kind"], load(row), _show(row.get("under_way"), ".1f"), f"{row['temperature']:g}",
         f"{row['output_tokens_per_s']:.0f}", _show(row["tpot_s"] and 1000 * row["tpot_s"], ".1f"),
         f"{1000 * row['ttft_s']:.0f}", gain, _show(row.get("predicted_speedup"), ".2f"),
         _show(None if gain == "–" else calm, ".2f"), _show(row["acceptance_rate"], ".2f"),

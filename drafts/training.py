@@ -159,10 +159,14 @@ class Student(nn.Module):
         return head(hidden[batch.rows_N, batch.places_P])
 
 
+FIRST_FACTOR = 0.05
+"""The least share of the learning rate in the warm-up: at a rate of zero the first step would be lost."""
+
+
 def learning_rate_factor(done: float, warmup: float) -> float:
-    """Linear warm-up over ``warmup`` of the run, then linear decay to zero; ``done`` in [0, 1]."""
+    """Linear warm-up from ``FIRST_FACTOR`` over ``warmup`` of the run, then linear decay to zero; ``done`` in [0, 1]."""
     if done < warmup:
-        return max(done / warmup, 0.05)
+        return max(done / warmup, FIRST_FACTOR)
     return max((1 - done) / (1 - warmup), 0.0)
 
 

@@ -99,7 +99,7 @@ def carry_out(
             keep(results[-1])
             advance(1, f"{results[-1].target}, {results[-1].condition}")
         if code := child.wait():
-            raise EngineError(f"the load generator ended with exit code {code}; what it said stands above")
+            raise EngineError(f"the load generator ended with exit code {code}; see its output above")
     return results
 
 

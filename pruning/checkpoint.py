@@ -231,7 +231,14 @@ def cut_config_of(folder: Path, kept_layers: Sequence[int]) -> dict[str, Any]:
 
 
 def write_checkpoint(model: PreTrainedModel, source: Path, folder: Path, config: dict[str, Any] | None = None) -> None:
-    """Writes a model into an existing folder; arguments as for ``save_checkpoint``."""
+    """Writes a model into an existing folder.
+
+    Args:
+        model: its weights keep their type.
+        source: the checkpoint whose tokenizer files are copied byte by byte.
+        folder: where it is written; ``publish`` makes it whole or leaves it out.
+        config: the content of config.json; None for what transformers makes of the model's.
+    """
     sampling = model.generation_config
     model.generation_config = GenerationConfig()  # some that load are refused on saving
     try:

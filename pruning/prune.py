@@ -186,6 +186,10 @@ def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | 
     """
     config = checkpoint.load_config(target)
     kept = decide(config.num_hidden_layers, settings)
+    if kept is not None and scores_path is not None:
+        raise InputError(
+            f"{scores_path}: method {settings.method!r} reads no scores; give one of {', '.join(SCORED)}, or leave them out"
+        )
     if settings.mlp_width is not None:
         width.check_width(config, settings.mlp_width)
     run = prune_run(target, settings, scores_path)

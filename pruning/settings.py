@@ -12,7 +12,6 @@ from stages.errors import InputError
 from stages.settings import Settings, validate
 
 ScoreName = Literal["angular", "block_influence", "greedy_kl"]
-BaselineName = Literal["first", "first_and_last", "evenly_spaced", "explicit"]
 Method = Literal["angular", "block_influence", "greedy_kl", "first", "first_and_last", "evenly_spaced", "explicit"]
 WidthMethod = Literal["cfsp", "magnitude", "wanda_sp", "flap", "nuteprune"]
 Criterion = Literal["activation", "paper", "relative"]
@@ -156,10 +155,10 @@ PRUNE_SETTINGS: dict[str, type[Settings]] = {
 """The settings of each method of ``prune``."""
 
 
-def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
+def read_prune_settings(values: dict[str, Any], source: str, scored: bool = False) -> Settings:
     """Settings of whichever method ``values`` name; layers are removed where they name none.
 
-    ``depth`` with calibration text is the published system's way (``angular``).
+    ``depth`` with calibration text, or with scores at hand (``scored``), is the published system's way (``angular``).
 
     Raises:
         InputError: an unknown method, with the known ones; or what the method's settings refuse.
@@ -168,6 +167,7 @@ def read_prune_settings(values: dict[str, Any], source: str) -> Settings:
     if not isinstance(method, str) or method not in PRUNE_SETTINGS:
         raise InputError(f"{source}: method {method!r} is unknown; one of {', '.join(PRUNE_SETTINGS)}")
     given = {key: value for key, value in values.items() if (key, value) != ("method", DEPTH)}
-    if values.get("method") == DEPTH and values.get("calibration") and not values.get("layers"):
+    published = scored or (values.get("method") == DEPTH and values.get("calibration"))
+    if method == DEPTH and published and not values.get("layers"):
         given["method"] = "angular"
     return validate(PRUNE_SETTINGS[method], given, source)

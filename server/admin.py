@@ -100,7 +100,7 @@ def create_admin_app(gateway: Gateway, version: str) -> FastAPI:
         "/admin/status": admin.status,
     }  # fmt: skip
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in seen.items())
-    app.router.routes.extend(gateway.watching.admin_routes())
-    app.router.routes.extend(gateway.watching.docs_routes(admin_document(gateway.settings, version)))
+    app.router.routes.extend(gateway.pages.admin_routes())
+    app.router.routes.extend(gateway.pages.docs_routes(admin_document(gateway.settings, version)))
     app.router.routes.append(Path("/admin/reload", admin.reload, methods=["POST"]))
     return app

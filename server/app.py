@@ -26,6 +26,7 @@ from server.inbound import Route
 from server.metrics import CONTENT_TYPE, Metrics
 from server.models_list import MODELS, list_models
 from server.openapi import document
+from server.pages import Pages, engine_facts
 from server.pools import unknown_model
 from server.reception import Reception
 from server.relay import Relay, broken
@@ -34,7 +35,6 @@ from server.settings import GatewaySettings
 from server.tracing import make_tracing
 from server.upstream import EngineFailed
 from server.watch import Watch
-from server.watching import Watching, engine_facts
 
 ROUTES = (
     Route("/v1/chat/completions", "chat", generates=True),
@@ -70,7 +70,7 @@ class Gateway:
         self.access = Access(settings)
         self.reception = Reception(settings, self.access)
         self.access_log = AccessLog() if settings.access_log else None
-        self.watching = Watching(self.watch, door, fleet)
+        self.pages = Pages(self.watch, door, fleet)
         self.reload_settings: Callable[[], Reloaded | None] = lambda: None
         """Reads the settings again; None where they came from no place that can be read again."""
         self.settings = settings
@@ -175,8 +175,8 @@ def create_app(settings: GatewaySettings, door: Door | None = None, fleet: Fleet
     if settings.admin_port is None:
         plain["/metrics"] = gateway.show_metrics
     app.router.routes.extend(Path(path, endpoint, methods=["GET"]) for path, endpoint in plain.items())
-    app.router.routes.extend(gateway.watching.admin_routes() if settings.admin_port is None else [])
-    app.router.routes.extend(gateway.watching.docs_routes(document(ROUTES, settings, VERSION)))
-    app.router.routes.extend(gateway.watching.page_routes(settings.admin_port is None) if settings.live_page else [])
+    app.router.routes.extend(gateway.pages.admin_routes() if settings.admin_port is None else [])
+    app.router.routes.extend(gateway.pages.docs_routes(document(ROUTES, settings, VERSION)))
+    app.router.routes.extend(gateway.pages.page_routes(settings.admin_port is None) if settings.live_page else [])
     app.state.gateway = gateway
     return app

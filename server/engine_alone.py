@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.engine_command import EngineSettings, command, environment
-from server.pair import FILE, Pair, read_pair, read_served
-from server.run import engine_settings
+from server.pair import FILE, Pair, engine_settings, read_pair, read_served
 from stages.errors import EngineError, InputError
 from stages.settings import validate
 

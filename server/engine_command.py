@@ -51,7 +51,8 @@ class EngineSettings(Settings):
     )
     spare_core: bool = Field(
         default=True,
-        description="in process: one core stays free for the front end; False where only throughput counts",
+        description="in process: one core stays free for the front end in steps with little work; False where only throughput "
+        "counts",
     )
     direct_drafting: bool | None = Field(
         default=None,

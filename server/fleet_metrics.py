@@ -31,7 +31,7 @@ class FleetMetrics(Collector):
         """All metrics as they are now."""
         now_s = self._fleet.clock()
         yield self._info()
-        yield self._gauge("up", "1 when the engine answers, was found fit and gets on", lambda one: one.up)
+        yield self._gauge("up", "1 when the engine answers, was found fit and makes progress", lambda one: one.up)
         yield self._gauge("in_flight", "Requests at the engine", lambda one: one.health.running)
         state = "0 closed, 1 half-open (one request is let through), 2 open"
         yield self._gauge("breaker_state", state, lambda one: one.breaker.state(now_s).value)

@@ -57,7 +57,9 @@ class Metrics:
         self._requests = self._counter("requests", "Requests by how they ended", "status")
         self._in_flight = self._gauge("requests_in_flight", "Requests under way, the engine's queue included", LABELS)
         self._refusals = self._counter("refusals", "Requests answered with an error of the gateway", "reason")
-        self._queue_wait = self._histogram("queue_wait_seconds", "Wait for a place, requests that had to", QUEUE_S)
+        self._queue_wait = self._histogram(
+            "queue_wait_seconds", "Time waited for a place, by requests that had to wait", QUEUE_S
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered requests")
         self._output_tokens = self._counter("output_tokens", "Output tokens of answered requests")
         self._drafts = self._counter("drafts", "Drafts (steps in which the target judged draft tokens)", "kind")

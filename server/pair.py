@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from server.engine_command import EngineSettings
 from stages.errors import InputError
 from stages.hashing import checkpoint_hash, tokenizer_hash
 from stages.settings import Settings, validate
@@ -238,3 +239,21 @@ def read_served(path: Path, name: str | None = None, max_model_len: int | None =
         reason="a checkpoint without a draft",
     )  # fmt: skip
     return Pair(file=folder / "config.json", serving=serving, target=folder, draft=None)
+
+
+def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSettings:
+    """The settings of a pair's engine.
+
+    Args:
+        pair: a checked pair.
+        log_file: where the engine's output goes.
+        more: further fields of EngineSettings.
+    """
+    serving = pair.serving
+    fields = {
+        "model": pair.target, "served_model_name": serving.served_model_name, "max_model_len": serving.max_model_len,
+        "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
+        "extra_args": serving.engine_args,
+        "log_file": log_file, **more,
+    }  # fmt: skip
+    return EngineSettings.model_validate(fields)

@@ -27,7 +27,7 @@ from server.engine_list import EngineEntry
 from server.fleet import Fleet
 from server.http_limits import limited_protocol
 from server.intake import check_name, check_sampling
-from server.pair import Pair
+from server.pair import Pair, engine_settings
 from server.reloading import Reloaded, reload
 from server.settings import GatewaySettings
 from stages.errors import EngineError, InputError
@@ -77,24 +77,6 @@ def gateway_of(server: Server) -> Gateway:
     app: Any = server.config.app
     gateway: Gateway = app.state.gateway
     return gateway
-
-
-def engine_settings(pair: Pair, log_file: Path, **more: object) -> EngineSettings:
-    """The settings of a pair's engine.
-
-    Args:
-        pair: a checked pair.
-        log_file: where the engine's output goes.
-        more: further fields of EngineSettings.
-    """
-    serving = pair.serving
-    fields = {
-        "model": pair.target, "served_model_name": serving.served_model_name, "max_model_len": serving.max_model_len,
-        "speculative_config": pair.speculative_config, "enforce_eager": serving.enforce_eager,
-        "extra_args": serving.engine_args,
-        "log_file": log_file, **more,
-    }  # fmt: skip
-    return EngineSettings.model_validate(fields)
 
 
 def gateway_settings(pair: Pair, settings: GatewaySettings) -> GatewaySettings:
@@ -300,7 +282,7 @@ class Service:
         """After a signal, says that it is not ready for as long as others need to notice."""
         if self._stop.is_set() and self._settings.leave_s and self._door.phase is Phase.SERVING:
             self._door.phase = Phase.LEAVING
-            log(f"gateway: not ready any more, takes requests for {self._settings.leave_s:g} s yet")
+            log(f"gateway: not ready any more, still accepts requests for {self._settings.leave_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self._settings.leave_s)
 

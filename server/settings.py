@@ -39,7 +39,7 @@ class GatewaySettings(Settings):
     max_reading: int = Field(default=1024, ge=1, description="request bodies read at once; further requests get 503")
     max_queued: int = Field(default=256, ge=0, description="requests that wait for a place; further ones get 503")
     queue_wait_s: float = Field(
-        default=10.0, gt=0, description="longest wait for a place; who would wait longer gets 503"
+        default=10.0, gt=0, description="longest wait for a place; requests that would wait longer get 503"
     )
     max_sequences: int = Field(default=128, ge=1, description="n times prompts of one request")
     strict: bool = Field(
@@ -58,7 +58,7 @@ class GatewaySettings(Settings):
     leave_s: float = Field(default=0.0, ge=0, description="after SIGTERM, /ready says no and requests are still taken")
     drain_s: float = Field(default=30.0, ge=0, description="time that running requests get to end after that")
     tenants_file: Path | None = Field(
-        default=None, description="tenants, their keys and limits; without it all may come"
+        default=None, description="tenants, their keys and limits; without it no key is required"
     )
     tenants: SecretStr | None = Field(default=None, description="the text of such a file instead")
     prompt_bytes_per_token: float = Field(default=3.0, gt=0, description="estimate, for budgets of tokens per minute")
@@ -90,7 +90,7 @@ class GatewaySettings(Settings):
     probe_every_s: float = Field(default=0.5, gt=0, description="how often each engine is asked whether it is well")
     probe_timeout_s: float = Field(default=1.0, gt=0, description="two silent answers in a row: the engine is away")
     stuck_s: float = Field(
-        default=60.0, gt=0, description="an engine with requests that sends no byte so long is stuck"
+        default=60.0, gt=0, description="an engine with requests that sends no byte for this long is stuck"
     )
     max_retries: int = Field(default=2, ge=0, description="other engines tried before the first byte of an answer")
     retry_within_s: float = Field(default=30.0, ge=0, description="an older request is not tried on another engine")

@@ -31,7 +31,7 @@ def is_failure(status: int) -> bool:
 
 
 class EngineFailed(Exception):
-    """The engine's answer broke off after it had begun."""
+    """The engine gave no usable answer: it broke off, said that it is at fault, or sent what cannot be read."""
 
 
 class Upstream:

@@ -136,13 +136,13 @@ def first_change(before: dict[str, Any], now: dict[str, Any], harmless: Containe
     return None
 
 
-def goes_on(run: Run, folder: Path) -> bool:
-    """Whether an interrupted run in ``folder`` was this one; if it was another, what differs is said, as it begins anew."""
+def can_resume(run: Run, folder: Path) -> bool:
+    """Whether an interrupted run in ``folder`` was this one; if it was another, it says what differs, because all starts over."""
     record, wanted = read(folder), json.loads(json.dumps(run.identity, default=str))
     if record is None or run.is_current(folder):
         return record is not None
     if changed := first_change(record, wanted):
-        log(f"{changed}; begun anew")
+        log(f"{changed}; starting over")
     return False
 
 

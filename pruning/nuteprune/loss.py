@@ -130,20 +130,33 @@ def learn(
     head = resident.family.head_of(resident.model)
     kl = head_kl(states.to(head.weight.device), signal.states.to(head.weight.device), head.weight, weights.temperature)
     by_layer = torch.stack([one.to(kl.device) for one in differences]) if differences else kl.new_zeros(0)
-    _refuse_broken(by_layer.detach(), kl.detach())
+    _refuse_broken(by_layer.detach(), kl.detach(), lambda: first_broken(resident, side, batch))
     hidden = by_layer.sum()
     loss = weights.hidden * hidden + weights.kl * weights.temperature**2 * kl
     return loss, {"hidden": float(hidden.detach()), "kl": float(kl.detach())}
 
 
-def _refuse_broken(differences: Tensor, kl: Tensor) -> None:
+ADVICE = "check the target, lower the rates, or use dtype float32"
+"""What to do about a loss that is not a number."""
+
+
+def _refuse_broken(differences: Tensor, kl: Tensor, first_broken: Callable[[], str]) -> None:
     """Raises InputError where a loss is not a number, naming the first layer it comes from."""
-    advice = "check the target, lower the rates, or use dtype float32"
     for layer, difference in enumerate(differences.tolist()):
         if not math.isfinite(difference):
-            raise InputError(f"the loss of layer {layer} is not a number; {advice}")
+            raise InputError(f"the loss of layer {layer} is not a number; {ADVICE}")
     if not math.isfinite(float(kl)):
-        raise InputError(f"the divergence is not a number; {advice}")
+        raise InputError(f"the divergence is not a number, first in {first_broken()}; {ADVICE}")
+
+
+@torch.no_grad()
+def first_broken(resident: Resident, side: Side, batch: Batch) -> str:
+    """Where in a version's pass numbers stop being finite, for messages: one more pass, after a loss that is not a number."""
+    broken: list[int] = []
+    _run(resident, side, batch, lambda index, states: None if torch.isfinite(states).all() else broken.append(index))
+    if not broken:
+        return "the head or the teacher"
+    return f"layer {broken[0] - 1}" if broken[0] else "the embeddings"
 
 
 def learn_text(resident: Resident, side: Side, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -154,7 +167,7 @@ def learn_text(resident: Resident, side: Side, batch: Batch) -> tuple[Tensor, di
         logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
     loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
     if not math.isfinite(float(loss.detach())):
-        raise InputError("the cross-entropy is not a number; check the target, lower the rates, or use dtype float32")
+        raise InputError(f"the cross-entropy is not a number, first in {first_broken(resident, side, batch)}; {ADVICE}")
     return loss, {"text": float(loss.detach())}
 
 

@@ -135,7 +135,8 @@ def check_reachable(wanted: float, units: Units, export: Export, multiple: int, 
     if abs(nearest - wanted) > TOLERANCE and not hidden:
         raise InputError(
             f"sparsity {wanted} cannot be reached: every layer keeps at least 1 of {units.groups} KV groups and its "
-            f"MLP's width is a multiple of {multiple} (export {export}); the nearest reachable is {nearest:.3f}"
+            f"MLP's width is a multiple of {multiple} (export {export}); the nearest reachable is {nearest:.3f}; "
+            "give that or a smaller multiple_of"
         )
 
 

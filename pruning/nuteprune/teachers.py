@@ -17,7 +17,7 @@ def snapshot_due(sparsity: float, last: float, every: float) -> bool:
 def reached(sparsity: float, wanted: float, every: float) -> bool:
     """Whether the search has arrived: the expected sparsity is within half a snapshot's distance of the wanted one.
 
-    [unsure] in methods.md: no source says when the target counts as reached, and the Lagrangian approaches it from below.
+    No source says when the target counts as reached; the Lagrangian approaches it from below.
     """
     return sparsity >= wanted - every / 2
 

@@ -20,8 +20,7 @@ from pathlib import Path
 import pytest
 
 from server.engine import LocalEngine, choose_port
-from server.pair import read_pair
-from server.run import engine_settings
+from server.pair import engine_settings, read_pair
 from server.tenants import hash_key
 from tests.clients.replies import MODEL
 

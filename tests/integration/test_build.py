@@ -106,6 +106,8 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
         "repeats=1",
         "--set",
         "concurrencies=[2]",
+        "--set",
+        "waves=1",
     ]
     heldout = str(PROMPTS / "heldout.jsonl")
     done = understudy("compare", str(built / "out" / "pair"), heldout, "--out", str(out), *options)
@@ -119,7 +121,7 @@ def test_a_comparison_writes_every_row_and_a_picture(built: Path) -> None:
     keys = {(r["method"], r["kind"], r["concurrency"], r["temperature"]) for r in record["rows"]}
     assert keys == {(m, k, c, t) for m in methods for k in ("code", "chat") for c in (2,) for t in (0.0, 1.0)}
     for row in record["rows"]:
-        assert row["num_prompts"] == 1
+        assert row["num_prompts"] == 2
         assert row["output_tokens_per_s"] > 0
         assert (row["identical_outputs"] is None) == (row["temperature"] != 0)
     assert out.with_suffix(".png").stat().st_size > 1000

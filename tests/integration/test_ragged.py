@@ -1,4 +1,5 @@
-"""A ragged model in the real engine says what it says in transformers: every layer with its own widths. One engine start."""
+"""A ragged model in the real engine says what it says in transformers: every layer with its own widths. One engine start
+for each family of layers."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from pruning.checkpoint import load_model
 from pruning.plan import WidthPlan
@@ -26,38 +36,56 @@ WIDTHS, GROUPS = (96, 17, 160, 8), ((0, 2), (1,), (0, 1, 2), (2,))
 PROMPTS = [[(7 * i + 13 * j) % (VOCAB - 1) + 1 for j in range(12 + i)] for i in range(4)]
 
 
-def target() -> PreTrainedModel:
-    """A Qwen3 of four layers with three key-value heads, each read by two query heads; norms that are not ones."""
+SHAPE = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": CHANNELS, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 3, "head_dim": 32, "max_position_embeddings": 256, "initializer_range": 0.15,
+    "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
+}  # fmt: skip
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "Qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=True),
+    "Llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
+    "Qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "Mistral": MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16),
+}
+"""Four layers with three key-value heads, each read by two query heads; embeddings tied and not, biases, a window shorter than
+the answers."""
+
+
+def target(family: str) -> PreTrainedModel:
+    """A random model with norms that are not ones and biases that are not zeros."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=CHANNELS, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
-        initializer_range=0.15, bos_token_id=None, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
-    model = Qwen3ForCausalLM(config).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[family]).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
-def plan() -> WidthPlan:
+def plan(family: str) -> WidthPlan:
     generator = torch.Generator().manual_seed(1)
     channels = [torch.randperm(CHANNELS, generator=generator)[:width].sort().values.tolist() for width in WIDTHS]
     return WidthPlan(
-        target_sha256="any", architecture="Qwen3ForCausalLM", num_layers=4, method="nuteprune", criterion="masks",
+        target_sha256="any", architecture=f"{family}ForCausalLM", num_layers=4, method="nuteprune", criterion="masks",
         export="ragged", sparsity=0.5, realised_sparsity=0.5, num_channels=CHANNELS, num_groups=3,
         kept_channels=tuple(map(tuple, channels)), kept_groups=GROUPS,
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module", params=CONFIGS)
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ragged")
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w1", eos_token="w0").save_pretrained(root)
-    carry_out(target(), plan()).save_pretrained(root)
+    carry_out(target(family), plan(family)).save_pretrained(root)
     return root
 
 
@@ -92,9 +120,9 @@ def ask(url: str, prompt: list[int]) -> dict[str, Any]:
     return choice
 
 
-def test_the_engine_says_what_transformers_says(folder: Path, engine: str) -> None:
+def test_the_engine_says_what_transformers_says(family: str, folder: Path, engine: str) -> None:
     model = load_model(folder)
-    assert type(model).__name__ == "UnderstudyRaggedQwen3ForCausalLM"
+    assert type(model).__name__ == f"UnderstudyRagged{family}ForCausalLM"
     for prompt in PROMPTS:
         choice = ask(engine, prompt)
         assert choice["token_ids"] == greedy(model, prompt)

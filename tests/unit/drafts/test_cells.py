@@ -93,22 +93,25 @@ def test_within_each_condition_every_method_stands_at_every_place_equally_often(
     assert len({next(order[0] for found, order in orders if found == c) for c in conditions}) == len(names)
 
 
-def test_short_turns_are_repeated_more_often() -> None:
+def test_a_condition_has_two_turns_at_least() -> None:
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(16)]
     conditions = [GREEDY, Condition("code", 16, 0.0), Condition("code", 16, 0.0, rate=2.0)]
-    blocks = blocks_of(prompts, conditions, repeats=2, block_size=16, seed=0)
-    assert [sum(block.condition == condition for block in blocks) for condition in conditions] == [2, 8, 2]
-    assert len({block.seed for block in blocks if block.condition == conditions[1]}) == 8
+    blocks = blocks_of(prompts, conditions, repeats=2, block_size=8, seed=0)
+    assert [sum(block.condition == condition for block in blocks) for condition in conditions] == [4, 4, 4]
+    assert len({block.seed for block in blocks if block.condition == conditions[1]}) == 4
+    assert all(block.prompts == tuple(prompts) for block in blocks if block.condition != GREEDY)
 
 
-def test_a_block_has_at_least_as_many_prompts_as_are_asked_at_a_time() -> None:
+def test_a_block_lasts_some_waves_where_many_are_asked_at_a_time() -> None:
     prompts = [Prompt(prompt=str(i), kind="code") for i in range(8)]
-    sizes = {n: [len(b.prompts) for b in blocks_of(prompts, [Condition("code", n, 0.0)], 1, 3, 0)] for n in (1, 4, 16)}
-    assert sizes == {1: [3, 3, 2], 4: [4, 4], 16: [8] * 4}
-    many = [Prompt(prompt=str(i), kind="code") for i in range(50)]
-    parts = [b.prompts for b in blocks_of(many, [Condition("code", 16, 0.0)], 1, 20, 0) if b.repeat == 0]
-    assert [len(part) for part in parts] == [32, 18], "whole waves, and the rest with the last"
+    conditions = [Condition("code", n, 0.0) for n in (1, 4, 16)]
+    sizes = [[len(b.prompts) for b in blocks_of(prompts, [one], 1, 3, 0)] for one in conditions]
+    assert sizes == [[3, 3, 2], [4, 4], [8, 8]]
+    many = [Prompt(prompt=str(i), kind="code") for i in range(150)]
+    parts = [b.prompts for b in blocks_of(many, conditions[2:], 1, 20, 0, waves=4)]
+    assert [len(part) for part in parts] == [64, 86], "less than half a block is left over"
     assert [prompt for part in parts for prompt in part] == many
+    assert [len(b.prompts) for b in blocks_of(many, conditions[:1], 1, 50, 0, waves=4)] == [50, 50, 50]
 
 
 def test_identical_outputs_counts_texts() -> None:

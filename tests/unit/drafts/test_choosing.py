@@ -68,7 +68,10 @@ def test_no_kind_of_traffic_is_slowed_down_for_the_others() -> None:
 
 
 def test_reading_prompts_is_what_both_have_in_common() -> None:
-    """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too. Kinds have their own."""
+    """40 further tokens of 10 ms; a perfect draft's 7 tokens take 16 ms; the draft reads the prompt too. Kinds have their own.
+
+    Of the others' prompts what is above a plain step counts: they are read in steps that all share.
+    """
     firsts = tuple(
         FirstToken(method=method, kind=kind, seconds=seconds, later_tokens=later)  # type: ignore[arg-type]
         for kind, later, times in (("code", 40, (0.05, 0.07)), ("chat", 20, (0.02, 0.03)))
@@ -80,9 +83,9 @@ def test_reading_prompts_is_what_both_have_in_common() -> None:
     assert choice.expected is not None
     served = {(p.kind, p.concurrency): p.speedup for p in choice.expected.predictions}
     assert served["code", 1] == pytest.approx((400 + 50) / (40 / 7 * 16 + 70))
-    assert served["code", 4] == pytest.approx((400 + 200) / (40 / 7 * 16 + 280))
+    assert served["code", 4] == pytest.approx((400 + 50 + 3 * 40) / (40 / 7 * 16 + 70 + 3 * 60))
     assert served["chat", 1] == pytest.approx((200 + 20) / (20 / 7 * 16 + 30))
-    assert served["chat", 4] == pytest.approx((200 + 80) / (20 / 7 * 16 + 120))
+    assert served["chat", 4] == pytest.approx((200 + 20 + 3 * 10) / (20 / 7 * 16 + 30 + 3 * 20))
 
 
 def test_a_step_is_split_with_its_spread() -> None:

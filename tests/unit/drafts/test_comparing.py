@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from drafts import methods
-from drafts.comparing import methods_of, sampling_defaults, trained
+from drafts.comparing import CompareSettings, blocks_for, methods_of, sampling_defaults, trained
+from drafts.prompts import Prompt
 from server.pair import Pair, ServingFile
 from stages.errors import InputError
 
@@ -83,6 +84,15 @@ def test_a_draft_for_one_pass_can_stand_beside_a_pair_that_has_none(tmp_path: Pa
     )
     assert configs["draft_parallel"]["parallel_drafting"] is True
     assert "parallel_drafting" not in configs["draft"]
+    (tmp_path / "run.json").write_text('{"settings": {"parallel_tokens": 2}}')
+    (fewer,) = (
+        m.speculative_config or {}
+        for m in methods_of(scheduled, {"draft_parallel": tmp_path})
+        if m.name == "draft_parallel"
+    )
+    assert (fewer["num_speculative_tokens"], fewer["num_speculative_tokens_per_batch_size"]) == (
+        2, [[1, 2, 2], [3, 4, 2], [5, 8, 0]]
+    ), "more than it was trained for"  # fmt: skip
     own = pair({"method": "draft_model", "num_speculative_tokens": 3}).model_copy(update={"draft": tmp_path})
     with pytest.raises(InputError, match="is the pair's own draft"):
         methods_of(own, {"draft_parallel": tmp_path})
@@ -93,6 +103,17 @@ def test_a_draft_can_be_served_with_greedy_drafting(tmp_path: Path) -> None:
     configs = {m.name: m.speculative_config or {} for m in methods_of(DRAFTED, {"draft_greedy": tmp_path})}
     assert configs["draft_greedy"]["draft_sample_method"] == "greedy"
     assert configs["draft"]["draft_sample_method"] == "probabilistic"
+
+
+def test_more_prompts_are_taken_where_many_are_asked_at_a_time() -> None:
+    prompts = [Prompt(prompt=str(i), kind="code") for i in range(12)]
+    settings = CompareSettings(
+        prompts_per_kind=2, concurrencies=(1, 4), rates=(3.0,), temperatures=(0.0,), waves=2, repeats=1
+    )
+    found = [(b.condition.concurrency, b.condition.rate, len(b.prompts)) for b in blocks_for(prompts, settings)]
+    assert found == 2 * [(1, None, 2)] + 2 * [(4, None, 8)] + 2 * [(4, 3.0, 2)]
+    everything = CompareSettings(concurrencies=(1, 4), temperatures=(0.0,))
+    assert all(len(block.prompts) == 12 for block in blocks_for(prompts, everything))
 
 
 def test_other_drafts_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

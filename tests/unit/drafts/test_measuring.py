@@ -14,9 +14,10 @@ from drafts.measuring import (
     blocks_for,
     found_in,
     methods_in,
+    plain_step_seconds,
     quartiles,
     relative_to_plain,
-    step_seconds,
+    step_in_plain_steps,
 )
 from drafts.methods import EngineOptions
 from drafts.prompts import Prompt
@@ -39,10 +40,22 @@ def test_the_spread_of_few_steps_stays_within_what_was_seen() -> None:
 
 
 def test_answers_that_came_in_one_chunk_say_nothing_about_a_step() -> None:
-    assert step_seconds(answer(0.0)) is None
-    assert step_seconds(answer(1.0, tokens=1)) is None
+    assert plain_step_seconds(answer(0.0)) is None
+    assert plain_step_seconds(answer(1.0, tokens=1)) is None
+    assert step_in_plain_steps(answer(0.0), 0.1) is None
+    assert step_in_plain_steps(answer(1.0, tokens=1), 0.1) is None
     with pytest.raises(EngineError, match="longer answers"):
         quartiles([0.1])
+
+
+def test_steps_without_draft_tokens_do_not_make_the_others_longer() -> None:
+    """Ten tokens after the first: two steps of 15 ms brought four each, two more of 10 ms one each."""
+    judged = replace(answer(0.05), speculation=Speculation(2, 8, 6, (0, 0, 0, 2, 0)))
+    assert step_in_plain_steps(judged, 0.01) == pytest.approx(1.5)
+    nothing = replace(answer(0.12), speculation=Speculation(0, 0, 0, (0, 0)))
+    assert step_in_plain_steps(nothing, 0.01) == pytest.approx(1.2)
+    cut = replace(answer(0.03), speculation=Speculation(2, 8, 9, (0, 0, 0, 0, 2)))
+    assert step_in_plain_steps(cut, 0.01) == pytest.approx(1.5), "tokens beyond the answer's length were accepted too"
 
 
 def test_more_requests_at_a_time_than_there_are_prompts() -> None:
@@ -50,9 +63,9 @@ def test_more_requests_at_a_time_than_there_are_prompts() -> None:
     settings = MeasureSettings(concurrencies=(1, 4), prompts_per_kind=8, repeats=2)
     blocks = blocks_for(prompts, settings)
     first = [block for block in blocks if block.condition.concurrency == 1]
-    assert [(b.condition.kind, b.condition.temperature, len(b.prompts)) for b in first] == 2 * [
-        ("chat", 0.0, 1), ("chat", 1.0, 1), ("code", 0.0, 1), ("code", 0.0, 1), ("code", 1.0, 1), ("code", 1.0, 1)
-    ]  # fmt: skip
+    chat = [("chat", 0.0, 1), ("chat", 1.0, 1)]
+    code = [("code", 0.0, 1), ("code", 0.0, 1), ("code", 1.0, 1), ("code", 1.0, 1)]
+    assert [(b.condition.kind, b.condition.temperature, len(b.prompts)) for b in first] == 2 * [*chat, *code] + 2 * chat
     later = [block for block in blocks if block.condition.concurrency == 4]
     assert [(b.condition.kind, len(b.prompts)) for b in later] == [(ALL, 4)] * 2 * 2 * WAVES
     assert len({block.seed for block in later}) == 2 * WAVES
@@ -125,7 +138,10 @@ def test_a_machine_that_slows_down_does_not_change_what_a_step_costs_beside_plai
 
     made = [*turn(0, 1.0), *turn(1, 5.0)]
     drafted, plain = ([c for c in made if c.method == method] for method in ("draft", "plain"))
-    ratios = relative_to_plain(drafted, plain, lambda cell: [answer.e2e_s - answer.ttft_s for answer in cell.answers])
+    ratios = relative_to_plain(
+        drafted, plain, lambda cell: [answer.e2e_s - answer.ttft_s for answer in cell.answers],
+        lambda answer, seconds: (answer.e2e_s - answer.ttft_s) / seconds,
+    )  # fmt: skip
     assert ratios == [pytest.approx(1.5)] * 2
 
 

@@ -60,6 +60,14 @@ def test_a_plan_is_replayed_to_the_same_weights(given, target, tmp_path):
     assert checkpoint_hash(tmp_path / "a") == checkpoint_hash(tmp_path / "b")
 
 
+def test_scores_for_a_method_that_reads_none_are_refused(target, text, tmp_path):
+    score(target, [text], tmp_path / "scores", ScoreSettings(scores=("angular",), **FEW))
+    with pytest.raises(
+        InputError, match="method 'first' reads no scores; give one of angular, block_influence, greedy_kl"
+    ):
+        prune(target, tmp_path / "out", PruneSettings(method="first"), tmp_path / "scores")
+
+
 def test_a_plan_or_scores_of_another_target_are_refused(target, text, tmp_path):
     other = pico.save(pico.LLAMA.model(seed=9), tmp_path / "other")
     prune(target, tmp_path / "pruned", PruneSettings())

@@ -139,9 +139,12 @@ def test_depth_is_what_prune_does_by_default():
 
 def test_depth_with_calibration_text_is_the_published_way(tmp_path):
     values = {"method": "depth", "calibration": [str(tmp_path / "text.txt")]}
-    read = read_prune_settings(values, "")
-    assert isinstance(read, PruneSettings)
-    assert read.method == "angular"
+    scored = [read_prune_settings({"method": "depth"}, "", scored=True), read_prune_settings({}, "", scored=True)]
+    for read in (read_prune_settings(values, ""), *scored):
+        assert isinstance(read, PruneSettings)
+        assert read.method == "angular"
+    named = read_prune_settings({"method": "greedy_kl", "keep": 3}, "", scored=True)
+    assert named == PruneSettings(method="greedy_kl", keep=3)
 
 
 def test_a_target_is_scored_in_a_type_that_the_processor_is_quick_at_and_written_in_its_own(

@@ -7,8 +7,7 @@ import pytest
 
 from server.engine_alone import become
 from server.engine_command import command, environment
-from server.pair import read_pair
-from server.run import engine_settings
+from server.pair import engine_settings, read_pair
 from stages.errors import EngineError, InputError
 from stages.hashing import checkpoint_hash, tokenizer_hash
 

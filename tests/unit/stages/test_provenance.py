@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.provenance import Run, goes_on, read
+from stages.provenance import Run, can_resume, read
 
 
 def test_run_json_tells_whether_a_folder_is_current(tmp_path: Path) -> None:
@@ -30,11 +30,13 @@ def test_an_interrupted_run_of_other_settings_is_begun_anew_and_what_changed_is_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abc"})
-    assert not goes_on(run, tmp_path)
+    assert not can_resume(run, tmp_path)
     run.write(tmp_path)
-    assert goes_on(run, tmp_path)
+    assert can_resume(run, tmp_path)
     assert capsys.readouterr().err == ""
-    assert not goes_on(Run("recover", {"tokens": 6, "rate": 0.1}, {"target": "abc"}), tmp_path)
-    assert "setting 'tokens' changed since the interrupted run: it was 5, now 6; begun anew" in capsys.readouterr().err
-    assert not goes_on(Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abd"}), tmp_path)
+    assert not can_resume(Run("recover", {"tokens": 6, "rate": 0.1}, {"target": "abc"}), tmp_path)
+    assert (
+        "setting 'tokens' changed since the interrupted run: it was 5, now 6; starting over" in capsys.readouterr().err
+    )
+    assert not can_resume(Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abd"}), tmp_path)
     assert "input 'target' changed since the interrupted run: it was abc, now abd" in capsys.readouterr().err

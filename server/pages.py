@@ -33,7 +33,7 @@ HEADERS = {
 UNCACHED = {"cache-control": "no-store"}
 
 
-class Watching:
+class Pages:
     """Handlers over what the gateway has seen.
 
     Args:

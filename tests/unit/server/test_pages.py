@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from server.watching import FOLDER
+from server.pages import FOLDER
 from tests.unit.server.answers import BODY
 from tests.unit.server.conftest import Gateway, Running
 from tests.unit.server.replay import whole
