@@ -258,7 +258,7 @@ def three_systems(record: dict[str, Any]) -> str:
     parts = [
         "## Three systems",
         f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
-        f"`benchmarks/three_systems.json`); {len(settings['seeds'])} seed(s), lm-evaluation-harness "
+        f"`benchmarks/three_systems.json`); up to {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over the seeds that were measured (*seeds* says how many, *by seed* the smallest and the largest); in "
         "brackets the 95 % interval over items, of several seeds the mean of theirs, because all are scored on the same items "
@@ -270,6 +270,9 @@ def three_systems(record: dict[str, Any]) -> str:
         "perplexity's, 1 is the target's, more is "
         "worse. *removed* counts layers, FFN channels or the layers' "
         "linear weights; *parameters* counts all.",
+        "*depth:selfdata* learns the target's own answers to the training prompts, *depth:sft* the corpus on as many positions, "
+        "*depth:merged* is two recoveries on its answers to code and to chat. (The paper has references "
+        "rewritten: DECISIONS.) What falls short of the papers' claims is looked into in EXPERIMENTS.",
     ]
     if settings["quick"]:
         parts.append(

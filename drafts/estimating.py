@@ -15,10 +15,19 @@ from pruning.checkpoint import load_config
 from pruning.prune import decide
 from pruning.sizes import Sizes, sizes
 from pruning.width import check_width
+from stages.processor import multiplies_bfloat16
 
 STEP_OVERHEAD_PER_LAYER_S = 0.0005
+"""What dispatching a layer's operations takes in a step of the engine, on two cores."""
 ENGINE_START_S = 60.0
 CHARS_PER_TOKEN = 3.3
+"""Of the reference tokenizer on code and chat."""
+USABLE = 0.25
+"""Share of the matrix speed that answering and training reach."""
+BYTES_PER_S = 20e9
+"""Memory bandwidth that a step reads the weights at."""
+DRAFTED = 0.55
+"""Mean time of a measured engine's answer over a plain one's."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +40,10 @@ class Line:
 
 
 def flops_per_second(seconds: float = 0.4) -> float:
-    """Multiply-adds this machine does in bfloat16 products of training shape, times two, per second."""
+    """Multiply-adds this machine does in products of training shape, times two, per second, in the type it computes models in."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.ones(2048, 1024, dtype=torch.bfloat16, device=device) for _ in range(2))
+    dtype = torch.bfloat16 if device == "cuda" or multiplies_bfloat16() else torch.float32
+    a, b = (torch.ones(2048, 1024, dtype=dtype, device=device) for _ in range(2))
     a @ b.T
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -77,7 +87,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     prompts = read_prompts(recipe.prompts.train)[: recipe.distill.max_prompts]
     rounds = -(-len(prompts) // recipe.distill.concurrency)
     answered = len(prompts) * recipe.distill.max_tokens
-    usable = 0.25 * rate
+    usable = USABLE * rate
     generate = (
         rounds * recipe.distill.max_tokens * layers * STEP_OVERHEAD_PER_LAYER_S + 2 * target.work * answered / usable
     )
@@ -85,7 +95,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     train = 6 * draft.work * recipe.recover.tokens / usable
     limit = recipe.recover.max_seconds
     which = list(kept) if kept is not None else f"{count} by {recipe.prune.method}"
-    step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / 20e9
+    step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / BYTES_PER_S
     measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
     weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
     trained = recovery_bytes(draft, recipe.recover.method) / 2**20
@@ -96,7 +106,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     )
     engines = (6 if recipe.recover.parallel_tokens else 4) + wants_suffix(recipe.measure.suffix)
     learn = min(teacher + train, limit) if limit else teacher + train
-    served = engines / 2 * ENGINE_START_S + 0.55 * engines * measured * recipe.measure.max_tokens * step
+    served = engines / 2 * ENGINE_START_S + DRAFTED * engines * measured * recipe.measure.max_tokens * step
     return target, draft, [
         Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),

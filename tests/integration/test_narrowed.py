@@ -1,5 +1,6 @@
-"""A ragged model in the real engine says what it says in transformers: every layer with its own widths. One engine start
-for each family of layers."""
+"""A narrowed model as it is exported says in the real engine what it says in transformers, plain or with layers of unlike widths.
+
+One engine start for each family of layers."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ from transformers import (
 )
 
 from pruning.checkpoint import load_model
+from pruning.export import write_width
 from pruning.plan import WidthPlan
-from pruning.width import carry_out
+from pruning.settings import Export
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
 from server.launching import launch_single
 from server.sampling_check import complete
+from stages.provenance import Run
 
 pytestmark = pytest.mark.engine
 
@@ -63,13 +66,18 @@ def target(family: str) -> PreTrainedModel:
     return model
 
 
+EXPORTS: dict[str, Export] = {"Qwen3": "ragged", "Llama": "ragged", "Qwen2": "uniform", "Mistral": "ragged"}
+
+
 def plan(family: str) -> WidthPlan:
+    export = EXPORTS[family]
+    widths, groups = (WIDTHS, GROUPS) if export == "ragged" else ((72,) * 4, ((0, 2), (1, 2), (0, 1), (0, 2)))
     generator = torch.Generator().manual_seed(1)
-    channels = [torch.randperm(CHANNELS, generator=generator)[:width].sort().values.tolist() for width in WIDTHS]
+    channels = [torch.randperm(CHANNELS, generator=generator)[:width].sort().values.tolist() for width in widths]
     return WidthPlan(
         target_sha256="any", architecture=f"{family}ForCausalLM", num_layers=4, method="nuteprune", criterion="masks",
-        export="ragged", sparsity=0.5, realised_sparsity=0.5, num_channels=CHANNELS, num_groups=3,
-        kept_channels=tuple(map(tuple, channels)), kept_groups=GROUPS,
+        export=export, sparsity=0.5, realised_sparsity=0.5, num_channels=CHANNELS, num_groups=3,
+        kept_channels=tuple(map(tuple, channels)), kept_groups=groups,
     )  # fmt: skip
 
 
@@ -81,12 +89,13 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("ragged")
+    root = tmp_path_factory.mktemp("narrowed")
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w1", eos_token="w0").save_pretrained(root)
-    carry_out(target(family), plan(family)).save_pretrained(root)
-    return root
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w1", eos_token="w0").save_pretrained(root / "target")
+    target(family).save_pretrained(root / "target")
+    write_width(root / "target", plan(family), Run("prune", {}, {}), root / "narrowed")
+    return root / "narrowed"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +131,8 @@ def ask(url: str, prompt: list[int]) -> dict[str, Any]:
 
 def test_the_engine_says_what_transformers_says(family: str, folder: Path, engine: str) -> None:
     model = load_model(folder)
-    assert type(model).__name__ == f"UnderstudyRagged{family}ForCausalLM"
+    prefix = "UnderstudyRagged" if EXPORTS[family] == "ragged" else ""
+    assert type(model).__name__ == f"{prefix}{family}ForCausalLM"
     for prompt in PROMPTS:
         choice = ask(engine, prompt)
         assert choice["token_ids"] == greedy(model, prompt)
