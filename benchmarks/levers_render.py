@@ -105,6 +105,18 @@ def built_in(seconds: dict[str, float | None]) -> str:
     return f"`understudy build recipes/reference.yaml` took {sum(known.values()) / 60:.1f} minutes: {parts}."
 
 
+def _costs(record: dict[str, Any]) -> list[str]:
+    """What stands of steps, the limit and the build; files of before 2026-11-29 have none of it."""
+    if "costs" not in record:
+        return [
+            "*predicted* of a lever is from the served step of one of its shape here: the file is of before 2026-11-29."
+        ]
+    return [
+        "### What a step costs, and the limit", step_table(record["costs"]), limit_table(record["limits"]),
+        built_in(record["build_seconds"]),
+    ]  # fmt: skip
+
+
 def levers(record: dict[str, Any]) -> str:
     """The section on the levers: what was trained alike, and what was served beside the chosen draft."""
     judged = [row for row in record["rows"] if row.get("num_positions") is not None]
@@ -140,10 +152,7 @@ def levers(record: dict[str, Any]) -> str:
             "recipe) had the sweep's budget.",
             table([_by_lever(row) for row in served]),
             off([_by_lever(row) for row in served]),
-            "### What a step costs, and the limit",
-            step_table(record["costs"]),
-            limit_table(record["limits"]),
-            built_in(record["build_seconds"]),
+            *_costs(record),
             "### Longer answers",
             f"Answers of up to {record['long']['settings']['max_tokens']} tokens, greedy, one request at a time, methods in turns: "
             "some of the target's outputs begin to loop, which makes drafting easier for methods that look back. *w/o loops* is "
