@@ -51,11 +51,14 @@ class InProcessExecutor(UniProcExecutor):
     """
 
     def _init_executor(self) -> None:
-        set_number = torch.set_num_threads
+        few, set_number = (
+            torch.get_num_threads(),
+            torch.set_num_threads,
+        )  # a proposer's start can change the number (n-gram)
         super()._init_executor()
         model = self.collective_rpc("get_model", single_value=True)
         weights = sum(parameter.numel() for parameter in model.parameters())
-        self._threads = Threads(torch.get_num_threads(), len(os.sched_getaffinity(0)), weights, set_number)
+        self._threads = Threads(few, len(os.sched_getaffinity(0)), weights, set_number)
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         """One step, on as many threads as its work is worth."""
