@@ -183,8 +183,8 @@ def _engine(target: Path, method: Method, folder: Path, options: EngineOptions, 
 def serving(target: Path, methods: Sequence[Method], folder: Path, options: EngineOptions) -> Iterator[Serving]:
     """Starts one engine and one gateway for each method.
 
-    Engines start side by side, on a CPU with few cores out of one process (most of a start is imports); prefix caching is
-    off, so that a repeated prompt costs what a first one does.
+    Engines start side by side, on a CPU with few cores out of one process (most of a start is imports) and, where they compile,
+    after the first one, which does it for all; prefix caching is off, so that a repeated prompt costs what a first one does.
     """
     log(f"starting engines: {', '.join(method.name for method in methods)}")
     with ExitStack() as stack:
@@ -195,6 +195,8 @@ def serving(target: Path, methods: Sequence[Method], folder: Path, options: Engi
             engines[method.name] = engine = _engine(target, method, folder, options, launch)
             stack.callback(engine.stop)
             engine.start()
+            if len(engines) == 1 and engine.settings.on_cpu and engine.settings.compiles:
+                engine.wait_ready()  # the others find the target compiled
         for engine in engines.values():
             engine.wait_ready()
         speculating = {method.name for method in methods if method.speculative_config}

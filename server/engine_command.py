@@ -70,6 +70,11 @@ class EngineSettings(Settings):
         return cpu_build_installed() if self.cpu is None else self.cpu
 
     @property
+    def compiles(self) -> bool:
+        """Whether the engine compiles its model as it starts."""
+        return not (self.on_cpu if self.enforce_eager is None else self.enforce_eager)
+
+    @property
     def computed_dtype(self) -> str:
         """The type that the engine computes in, as its command line says; ``auto`` leaves it to the engine (not on a CPU)."""
         asked = _last_option(self.extra_args, "--dtype") or self.dtype
@@ -130,6 +135,12 @@ def preloadable(prefix: Path) -> list[str]:
     return [*([str(openmp)] if openmp.is_file() else []), *([tcmalloc] if tcmalloc else [])]
 
 
+def _engine_cache(base: Mapping[str, str]) -> Path:
+    """The engine's folder for what it keeps between starts."""
+    caches = base.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base.get("VLLM_CACHE_ROOT") or Path(caches) / "vllm").absolute()
+
+
 def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, str]:
     """The engine's environment: ``base``, no network, and what a CPU needs.
 
@@ -145,6 +156,9 @@ def environment(settings: EngineSettings, base: Mapping[str, str]) -> dict[str, 
         preload = [library for library in libraries if library not in known] + [name for name in known if name]
         if preload:
             result["LD_PRELOAD"] = ":".join(preload)
+        if settings.compiles:  # once for all engines of a model: the engine's own cache is by all its settings
+            result.setdefault("VLLM_DISABLE_COMPILE_CACHE", "1")
+            result.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_engine_cache(base) / "inductor"))
     if settings.runs_in_process:  # as vLLM sets them for a worker
         result.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() - settings.spare_core)))
         result.setdefault("KMP_BLOCKTIME", "5")
@@ -165,14 +179,13 @@ def _speculation(settings: EngineSettings) -> list[str]:
 
 def command(settings: EngineSettings, port: int, host: str = "127.0.0.1") -> list[str]:
     """The engine's command line."""
-    eager = settings.on_cpu if settings.enforce_eager is None else settings.enforce_eager
     optional = {"--max-model-len": settings.max_model_len, "--max-num-seqs": settings.max_num_seqs}
     return [
         str(settings.python), "-m", MODULE, "--host", host, "--port", str(port),
         "--model", str(settings.model), "--served-model-name", settings.served_model_name,
         "--dtype", settings.computed_dtype, "--disable-uvicorn-access-log",
         *(part for flag, value in optional.items() if value is not None for part in (flag, str(value))),
-        *(["--enforce-eager"] if eager else []),
+        *([] if settings.compiles else ["--enforce-eager"]),
         *(["--distributed-executor-backend", IN_PROCESS] if settings.runs_in_process else []),
         *_speculation(settings),
         *settings.extra_args,

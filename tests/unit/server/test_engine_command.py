@@ -69,6 +69,16 @@ def test_environment_of_a_cpu_engine() -> None:
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment(settings(cpu=False), {})
 
 
+def test_what_a_cpu_engine_compiles_is_kept_for_all_engines_of_a_model() -> None:
+    compiling = settings(enforce_eager=False)
+    made = environment(compiling, {"VLLM_CACHE_ROOT": "/cache/vllm"})
+    assert (made["VLLM_DISABLE_COMPILE_CACHE"], made["TORCHINDUCTOR_CACHE_DIR"]) == ("1", "/cache/vllm/inductor")
+    assert environment(compiling, {"XDG_CACHE_HOME": "/c"})["TORCHINDUCTOR_CACHE_DIR"] == "/c/vllm/inductor"
+    assert environment(compiling, {"TORCHINDUCTOR_CACHE_DIR": "/theirs"})["TORCHINDUCTOR_CACHE_DIR"] == "/theirs"
+    assert "VLLM_DISABLE_COMPILE_CACHE" not in environment(settings(), {})
+    assert "VLLM_DISABLE_COMPILE_CACHE" not in environment(settings(cpu=False, enforce_eager=False), {})
+
+
 def test_libraries_are_preloaded_where_they_are_found(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     openmp = tmp_path / "lib" / "libiomp5.so"
