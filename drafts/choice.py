@@ -8,6 +8,7 @@ from pydantic import Field
 
 from drafts.measurements import CostSplit
 from drafts.predicting import geometric_mean
+from server.pair import Expected
 from stages.settings import Settings
 
 Taken = Literal["draft", "parallel", "suffix"]
@@ -32,30 +33,6 @@ class ChooseSettings(Settings):
     floor: float = Field(default=0.98, ge=0, le=1)
     indifference: float = Field(default=0.02, ge=0, lt=1)
     max_tokens: int = Field(default=8, ge=1)
-
-
-class Prediction(Settings):
-    """Expected speed-up of one kind of traffic with the chosen setting."""
-
-    kind: str
-    temperature: float
-    concurrency: int
-    speedup: float
-
-
-class Expected(Settings):
-    """What the chosen setting should give, so that the gateway can say when reality drifts from it.
-
-    Attributes:
-        speedup: at the lowest measured concurrency, as are the two others.
-        acceptance_rate: None where suffix decoding never proposed anything, as is the length.
-        predictions: for every kind, temperature and measured concurrency; of suffix decoding what was served.
-    """
-
-    speedup: float
-    acceptance_rate: float | None
-    mean_acceptance_length: float | None
-    predictions: tuple[Prediction, ...] = ()
 
 
 class Considered(Settings):

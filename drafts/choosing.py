@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from drafts.choice import Choice, ChooseSettings, Considered, Expected, Prediction
+from drafts.choice import Choice, ChooseSettings, Considered
 from drafts.explaining import reason, ways_compared
 from drafts.measurements import Measurements, Way
 from drafts.predicting import (
@@ -22,6 +22,7 @@ from drafts.predicting import (
     predict,
 )
 from drafts.suffix import weigh
+from server.pair import Expected, Prediction
 from stages.errors import InputError
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from drafts.prompts import Prompt
+from server.acceptance import AcceptanceRecord, read_acceptance
 from stages.errors import EngineError
 
 TIMEOUT_S = 600.0
@@ -36,20 +37,6 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Speculation:
-    """One request's acceptance record as the engine gave it.
-
-    Attributes:
-        histogram: how many steps accepted exactly 0, 1, … num_speculative_tokens draft tokens.
-    """
-
-    num_drafts: int
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    histogram: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Answer:
     """One answered prompt. Times are seconds since the request was sent."""
 
@@ -61,7 +48,7 @@ class Answer:
     completion_tokens: int
     ttft_s: float
     e2e_s: float
-    speculation: Speculation | None
+    speculation: AcceptanceRecord | None
 
     @property
     def tpot_s(self) -> float | None:
@@ -69,20 +56,6 @@ class Answer:
         if self.completion_tokens < 2:
             return None
         return (self.e2e_s - self.ttft_s) / (self.completion_tokens - 1)
-
-
-def parse_speculation(event: dict[str, Any]) -> Speculation | None:
-    """The acceptance record of a final chunk or body, or None if it carries none that can be read."""
-    try:
-        record = event["metrics"]["speculative_decoding"]
-        return Speculation(
-            num_drafts=int(record["num_spec_steps"]),
-            num_draft_tokens=int(record["num_draft_tokens"]),
-            num_accepted_tokens=int(record["num_accepted_draft_tokens"]),
-            histogram=tuple(int(n) for n in record.get("acceptance_histogram", ())),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _piece(choice: dict[str, Any]) -> str:
@@ -139,7 +112,8 @@ async def ask(
                 finish = choice.get("finish_reason") or finish
             if event.get("usage"):
                 usage = event["usage"]
-            speculation = parse_speculation(event) or speculation
+            record = read_acceptance(event)
+            speculation = record if isinstance(record, AcceptanceRecord) else speculation
     if not whole:
         raise EngineError(f"{base_url}{route} broke off in the middle of its answer to prompt {prompt.id}")
     return Answer(

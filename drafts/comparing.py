@@ -36,12 +36,11 @@ from drafts.table import as_csv, in_order
 from drafts.ties import judge_differences
 from drafts.trained_on import refuse_seen
 from pruning.checkpoint import load_tokenizer
-from pruning.plan import read_json
 from server.engine_command import EngineSettings
 from server.pair import Pair, read_pair
 from stages import provenance
 from stages.errors import InputError
-from stages.folders import write_text
+from stages.folders import read_json, write_text
 from stages.hashing import checkpoint_hash
 from stages.progress import log
 from stages.settings import Settings

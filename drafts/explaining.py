@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from drafts.choice import Choice, ChooseSettings, Considered, Expected
+from drafts.choice import Choice, ChooseSettings, Considered
 from drafts.measurements import ALL, Served, Way
+from server.pair import Expected
 
 SAID: dict[Way, str] = {"draft": "one after another", "parallel": "all in one pass"}
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from drafts.packaging import SCHEMA_VERSION
 from drafts.trained_on import read_trained_on, write_trained_on
 from pruning.checkpoint import load_model, write_checkpoint
-from pruning.plan import load_plan, read_json
+from pruning.plan import load_plan
 from stages.errors import InputError
-from stages.folders import publish, write_text
+from stages.folders import publish, read_json, write_text
 from stages.hashing import checkpoint_hash, tokenizer_hash
 from stages.progress import log
 from stages.provenance import Run, up_to_date

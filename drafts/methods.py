@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from drafts.parallel import CONFIG_KEY
-from pruning.plan import read_json
 from server.asking import NO_ANSWER, open_directly
 from server.background import background_gateway
 from server.engine import EngineSettings, LocalEngine, forks_engines
@@ -20,6 +19,7 @@ from server.engine_command import cpu_build_installed, in_process_by_default
 from server.launching import Launch, fork_server, launch_single
 from stages import provenance
 from stages.errors import EngineError, InputError
+from stages.folders import read_json
 from stages.progress import log
 
 MODEL = "target"

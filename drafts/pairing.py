@@ -14,7 +14,7 @@ from drafts.measuring import FILE as MEASUREMENTS
 from drafts.pictures import draw_choice
 from server.pair import ServingFile
 from stages.errors import InputError
-from stages.folders import publish, write_text
+from stages.folders import publish, read_json, write_text
 from stages.hashing import checkpoint_hash, file_hash, tokenizer_hash
 from stages.progress import log
 from stages.provenance import Run, read, up_to_date
@@ -28,11 +28,7 @@ CHOICE = "choice.json"
 def read_measurements(folder: Path) -> Measurements:
     """Reads ``folder/measurements.json``; InputError when it is missing or not what ``measure`` writes."""
     path = folder / MEASUREMENTS
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run 'understudy measure' first") from error
-    return validate(Measurements, values, str(path))
+    return validate(Measurements, read_json(path, "run 'understudy measure' first"), str(path))
 
 
 def refuse_other_measurements(measured: Path, inputs: dict[str, str]) -> None:

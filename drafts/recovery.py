@@ -21,9 +21,9 @@ from drafts.teacher import Teacher
 from drafts.trained_on import TrainedOn, read_trained_on, trained_on, write_trained_on
 from drafts.training import CHECKPOINT, RecoverSettings, Student, Trainer
 from pruning.checkpoint import write_checkpoint
-from pruning.plan import load_plan, read_json
+from pruning.plan import load_plan
 from stages.errors import InputError
-from stages.folders import check_place, partial_of
+from stages.folders import check_place, partial_of, read_json
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
 from stages.provenance import Run, can_resume, up_to_date

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drafts.blocks import Block, Cell, Condition
-from drafts.client import Answer, Speculation
+from drafts.client import Answer
+from server.acceptance import AcceptanceRecord
 from stages.folders import storage_errors, write_text
 from stages.hashing import value_hash
 from stages.progress import log
@@ -85,5 +86,5 @@ def _cell(values: dict[str, Any]) -> Cell:
 
 def _answer(values: dict[str, Any]) -> Answer:
     found = values["speculation"]
-    record = None if found is None else Speculation(**{**found, "histogram": tuple(found["histogram"])})
+    record = None if found is None else AcceptanceRecord(**{**found, "histogram": tuple(found["histogram"])})
     return Answer(**{**values, "speculation": record})

@@ -6,10 +6,11 @@ an engine with ``num_speculative_tokens_per_batch_size`` would end at the first 
 
 from __future__ import annotations
 
-from drafts.choice import Choice, ChooseSettings, Considered, Expected, Prediction
+from drafts.choice import Choice, ChooseSettings, Considered
 from drafts.explaining import suffix_refused, suffix_taken
 from drafts.measurements import Measurements, Served
 from drafts.predicting import geometric_mean
+from server.pair import Expected, Prediction
 from stages.errors import InputError
 
 

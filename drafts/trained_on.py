@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drafts.prompts import Message, Prompt, prompts_hash, read_prompts, refuse_overlap
-from pruning.plan import read_json
 from stages.errors import InputError
-from stages.folders import write_text
+from stages.folders import read_json, write_text
 from stages.hashing import value_hash
 from stages.progress import log
 

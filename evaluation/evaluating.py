@@ -14,10 +14,9 @@ from evaluation.scores import Retention, TaskScore, mean_score, retention, score
 from evaluation.settings import EvaluateSettings
 from pruning import plan
 from pruning.checkpoint import load_target
-from pruning.plan import read_json
 from stages import provenance
 from stages.errors import InputError
-from stages.folders import write_text
+from stages.folders import read_json, write_text
 from stages.hashing import checkpoint_hash
 from stages.settings import Settings, validate
 

@@ -22,10 +22,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pruning.families import cut_config, family_of
-from pruning.plan import read_json
 from pruning.surgery import build, fill, pruned_config
 from stages.errors import InputError
-from stages.folders import publish, write_text
+from stages.folders import publish, read_json, write_text
 from stages.processor import multiplies_bfloat16
 
 TOKENIZER_PATTERNS = (

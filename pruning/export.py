@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pruning import checkpoint, plan, shapes, width
-from pruning.plan import WidthPlan, read_json
-from stages.folders import publish
+from pruning.plan import WidthPlan
+from stages.folders import publish, read_json
 from stages.provenance import Run
 
 

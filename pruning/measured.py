@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pruning import plan, selection
+from pruning import selection
 from stages.errors import InputError
+from stages.folders import read_json
 from stages.settings import Settings, validate
 
 FILE = "scores.json"
@@ -67,4 +68,4 @@ class Scores(Settings):
 def load_scores(path: Path) -> Scores:
     """Reads scores from their file or from the folder that holds scores.json."""
     file = path / FILE if path.is_dir() else path
-    return validate(Scores, plan.read_json(file, "give the folder that `score` wrote"), str(file))
+    return validate(Scores, read_json(file, "give the folder that `score` wrote"), str(file))

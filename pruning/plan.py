@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pruning.settings import Export, Method, WidthMethod
 from stages.errors import InputError
-from stages.folders import write_text
+from stages.folders import read_json, write_text
 from stages.hashing import value_hash
 from stages.settings import Settings, validate
 
@@ -227,15 +226,3 @@ def load_plan(path: Path) -> AnyPlan:
     if isinstance(values, dict) and values.get("kind") == "width":
         return validate(WidthPlan, values, str(file))
     return validate(DepthPlan, values, str(file))
-
-
-def read_json(path: Path, advice: str) -> Any:
-    """A JSON file's content; InputError with ``advice`` when it is not there, or with the line where it breaks."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; {advice}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}; {advice}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {advice}") from error

@@ -32,7 +32,7 @@ class AcceptanceRecord:
     num_drafts: int
     num_draft_tokens: int
     num_accepted_tokens: int
-    accepted_histogram: tuple[int, ...] = ()
+    histogram: tuple[int, ...] = ()
     """Drafts by how many of their tokens were accepted, from none upwards; empty where the engine does not say."""
 
     @property

@@ -17,7 +17,7 @@ ACCEPTANCE_WINDOW_S = 300.0
 
 def accepted_by_position(record: AcceptanceRecord) -> list[int]:
     """How many drafts had their first token accepted, their first two, and so on."""
-    falling = list(accumulate(reversed(record.accepted_histogram)))
+    falling = list(accumulate(reversed(record.histogram)))
     return falling[::-1][1:]
 
 
@@ -51,7 +51,7 @@ class PoolFigures:
         record = exchange.acceptance
         if isinstance(record, AcceptanceRecord) and record.num_drafts:
             self._counts.add(now, record.num_drafts, record.num_draft_tokens, record.num_accepted_tokens)
-            if record.accepted_histogram:
+            if record.histogram:
                 self._positions.add(now, record.num_drafts, *accepted_by_position(record))
         if exchange.succeeded and exchange.tpot_s is not None:
             self._tpot.add(now, 1, exchange.tpot_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from server.engine_command import EngineSettings
 from stages.errors import InputError
+from stages.folders import read_json
 from stages.hashing import checkpoint_hash, tokenizer_hash
 from stages.settings import Settings, validate
 
@@ -27,7 +27,7 @@ class Checkpoint(Settings):
 
 
 class Prediction(Settings):
-    """Speed-up that was expected of one kind of traffic when the pair was chosen."""
+    """Speed-up that was expected of one kind of traffic, with the chosen setting, when the pair was chosen."""
 
     kind: str
     temperature: float
@@ -36,7 +36,13 @@ class Prediction(Settings):
 
 
 class Expected(Settings):
-    """What was measured when the pair was chosen; ``speedup`` is at the lowest measured concurrency."""
+    """What the chosen setting should give, so that the gateway can say when reality drifts from it.
+
+    Attributes:
+        speedup: at the lowest measured concurrency, as are the two others.
+        acceptance_rate: None where suffix decoding never proposed anything, as is the length.
+        predictions: for every kind, temperature and measured concurrency; of suffix decoding what was served.
+    """
 
     acceptance_rate: float | None = Field(default=None, ge=0, le=1)
     mean_acceptance_length: float | None = Field(default=None, ge=1)
@@ -84,14 +90,7 @@ class Pair(Settings):
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give {what}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    value = read_json(path, f"give {what}")
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a JSON object, found {type(value).__name__}")
     return value

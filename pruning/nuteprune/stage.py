@@ -15,11 +15,11 @@ from pruning.nuteprune.resident import Side
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.sparsity import TOLERANCE, Units, check_reachable, counts, realised, units_of
 from pruning.nuteprune.training import Trainer
-from pruning.plan import WidthPlan, load_plan, read_json
+from pruning.plan import WidthPlan, load_plan
 from pruning.prune import inputs_of
 from pruning.shapes import check_uniform, narrow_config
 from stages.errors import InputError
-from stages.folders import publish
+from stages.folders import publish, read_json
 from stages.progress import log
 from stages.provenance import Run, up_to_date
 

@@ -6,21 +6,24 @@ from rich.console import Console
 from drafts.asking import orders_of, run_cells
 from drafts.blocks import Cell, Condition, blocks_of, conditions_of
 from drafts.cells import acceptance, differing, histogram, rows_of
-from drafts.client import Answer, Sampling, Speculation, parse_speculation
+from drafts.client import Answer, Sampling
 from drafts.prompts import Prompt
 from drafts.table import render
+from server.acceptance import AcceptanceRecord
 
 GREEDY = Condition("code", 1, 0.0)
 
 
-def answer(prompt: str, text: str, seconds: float, tokens: int = 11, speculation: Speculation | None = None) -> Answer:
+def answer(
+    prompt: str, text: str, seconds: float, tokens: int = 11, speculation: AcceptanceRecord | None = None
+) -> Answer:
     return Answer(prompt, "code", text, "length", 5, tokens, 0.1 * seconds, seconds, speculation)
 
 
 def cells(plain_s: float = 2.0, draft_s: float = 1.0, draft_text: str = "same") -> list[Cell]:
     made = []
     for repeat, factor in enumerate((1.0, 1.25)):
-        record = Speculation(4, 12, 6, (1, 1, 1, 1))
+        record = AcceptanceRecord(4, 12, 6, (1, 1, 1, 1))
         plain = (answer("a", "same", plain_s * factor), answer("b", "x " * 40, plain_s * factor))
         draft = (
             answer("a", draft_text, draft_s, speculation=record),
@@ -123,7 +126,7 @@ def test_identical_outputs_counts_texts() -> None:
 
 def test_acceptance_is_a_ratio_of_sums() -> None:
     """Two requests of very different size: the average of their rates would be 0.55."""
-    small, large = Speculation(1, 1, 1, (0, 1)), Speculation(100, 100, 10, (90, 10))
+    small, large = AcceptanceRecord(1, 1, 1, (0, 1)), AcceptanceRecord(100, 100, 10, (90, 10))
     found = acceptance([answer("a", "", 1.0, speculation=small), answer("b", "", 1.0, speculation=large)])
     assert found["acceptance_rate"] == pytest.approx(11 / 101)
     assert found["mean_acceptance_length"] == pytest.approx(1 + 11 / 101)
@@ -139,11 +142,6 @@ def test_without_drafts_acceptance_is_undefined() -> None:
 def test_time_per_token_needs_two_tokens() -> None:
     assert answer("a", "", 1.0, tokens=1).tpot_s is None
     assert answer("a", "", 1.0, tokens=10).tpot_s == pytest.approx(0.1)
-
-
-def test_a_chunk_without_a_record_gives_none() -> None:
-    assert parse_speculation({"usage": {}}) is None
-    assert parse_speculation({"metrics": None}) is None
 
 
 def test_the_printed_table_fits_eighty_columns() -> None:

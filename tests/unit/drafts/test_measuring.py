@@ -5,7 +5,7 @@ import pytest
 
 from drafts.blocks import Cell, Condition
 from drafts.cells import rows_of
-from drafts.client import Answer, Speculation
+from drafts.client import Answer
 from drafts.measurements import ALL
 from drafts.measuring import (
     WAVES,
@@ -21,6 +21,7 @@ from drafts.measuring import (
 )
 from drafts.methods import EngineOptions
 from drafts.prompts import Prompt
+from server.acceptance import AcceptanceRecord
 from stages.errors import EngineError
 
 
@@ -50,11 +51,11 @@ def test_answers_that_came_in_one_chunk_say_nothing_about_a_step() -> None:
 
 def test_steps_without_draft_tokens_do_not_make_the_others_longer() -> None:
     """Ten tokens after the first: two steps of 15 ms brought four each, two more of 10 ms one each."""
-    judged = replace(answer(0.05), speculation=Speculation(2, 8, 6, (0, 0, 0, 2, 0)))
+    judged = replace(answer(0.05), speculation=AcceptanceRecord(2, 8, 6, (0, 0, 0, 2, 0)))
     assert step_in_plain_steps(judged, 0.01) == pytest.approx(1.5)
-    nothing = replace(answer(0.12), speculation=Speculation(0, 0, 0, (0, 0)))
+    nothing = replace(answer(0.12), speculation=AcceptanceRecord(0, 0, 0, (0, 0)))
     assert step_in_plain_steps(nothing, 0.01) == pytest.approx(1.2)
-    cut = replace(answer(0.03), speculation=Speculation(2, 8, 9, (0, 0, 0, 0, 2)))
+    cut = replace(answer(0.03), speculation=AcceptanceRecord(2, 8, 9, (0, 0, 0, 0, 2)))
     assert step_in_plain_steps(cut, 0.01) == pytest.approx(1.5), "tokens beyond the answer's length were accepted too"
 
 
@@ -84,7 +85,7 @@ def test_costs_by_engine_and_concurrency_and_acceptance_of_the_longer_run() -> N
         for place, method in enumerate(("plain", "verify", "draft-small", "draft-large")):
             one, kind = answer(0.1 * (1 + place) * concurrency), "code" if concurrency == 1 else ALL
             cells += cell(one, one, method=method, kind=kind, concurrency=concurrency)
-    judged = replace(answer(0.5), speculation=Speculation(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
+    judged = replace(answer(0.5), speculation=AcceptanceRecord(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
     cells += cell(judged, judged, method="draft-large")
     found = found_in(cells, settings, ["draft"])
     table = {(c.method, c.concurrency, c.num_speculative_tokens): c.seconds for c in found.costs}
@@ -100,7 +101,7 @@ def test_an_engine_with_a_draft_that_proposes_nothing_is_timed_where_there_is_on
     cells = []
     for place, method in enumerate(("plain", "verify", "draft-small", "draft-large")):
         cells += cell(answer(0.1 * (1 + place)), answer(0.1 * (1 + place)), method=method)
-    nothing = replace(answer(0.12), speculation=Speculation(0, 0, 0, (0, 0, 0)))
+    nothing = replace(answer(0.12), speculation=AcceptanceRecord(0, 0, 0, (0, 0, 0)))
     cells += cell(nothing, nothing, method="draft-none")
     (found,) = [
         c for c in found_in(cells, settings, ["draft"]).costs if (c.method, c.num_speculative_tokens) == ("draft", 0)
@@ -123,8 +124,8 @@ def test_only_a_draft_that_the_engine_itself_runs_is_measured_with_nothing_to_pr
 
 
 def test_acceptance_is_counted_by_the_kind_of_each_prompt_at_all_concurrencies() -> None:
-    code = replace(answer(0.5), speculation=Speculation(2, 4, 1, (1, 1, 0)))
-    chat = replace(code, kind="chat", speculation=Speculation(3, 6, 6, (0, 0, 3)))
+    code = replace(answer(0.5), speculation=AcceptanceRecord(2, 4, 1, (1, 1, 0)))
+    chat = replace(code, kind="chat", speculation=AcceptanceRecord(3, 6, 6, (0, 0, 3)))
     cells = cell(code, method="draft-large") + cell(code, chat, method="draft-large", kind=ALL, concurrency=4)
     assert [(a.kind, a.histogram) for a in acceptances(cells, "draft")] == [("chat", (0, 0, 3)), ("code", (2, 2, 0))]
 
@@ -154,7 +155,7 @@ def test_first_tokens_that_have_waited_for_other_prompts_are_left_out() -> None:
 
 
 def turn(method: str, number: int, tokens: int, wall_s: float, condition: Condition) -> Cell:
-    found = replace(answer(0.5, tokens), speculation=Speculation(2, 8, 3, ()) if method == "suffix" else None)
+    found = replace(answer(0.5, tokens), speculation=AcceptanceRecord(2, 8, 3, ()) if method == "suffix" else None)
     return Cell(method, condition, number, (found, found), wall_s)
 
 
@@ -202,7 +203,7 @@ def test_a_draft_that_can_propose_in_one_pass_is_measured_in_both_ways() -> None
     cells = []
     for method, seconds in (("plain", 0.1), ("verify", 0.2), ("draft-small", 0.3), ("draft-large", 0.4)):
         cells += cell(answer(seconds), answer(seconds), method=method)
-    slow = replace(answer(0.5), ttft_s=1.5, e2e_s=2.0, speculation=Speculation(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
+    slow = replace(answer(0.5), ttft_s=1.5, e2e_s=2.0, speculation=AcceptanceRecord(5, 30, 6, (2, 1, 1, 1, 0, 0, 0)))
     for method in ("parallel-small", "parallel-large"):
         cells += cell(slow, slow, method=method)
     found = found_in(cells, settings, ["draft", "parallel"])

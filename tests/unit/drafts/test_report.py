@@ -11,11 +11,12 @@ import pytest
 
 from drafts.blocks import Cell, Condition
 from drafts.cells import rows_of
-from drafts.client import Answer, Speculation
+from drafts.client import Answer
 from drafts.comparing import add_predictions, failures
 from drafts.prompts import Prompt
 from drafts.report import drifts, html, verdict
 from drafts.table import as_csv
+from server.acceptance import AcceptanceRecord
 from server.pair import Pair, ServingFile
 
 PROMPTS = [Prompt(kind="code", prompt=f"def f{i}(): <script>{i}") for i in range(4)]
@@ -25,10 +26,10 @@ KEYS = {"path": "x", "sha256": "0", "tokenizer_sha256": "0"}
 def cells(concurrency: int, temperature: float, draft_s: float) -> list[Cell]:
     condition = Condition("code", concurrency, temperature)
 
-    def answer(place: int, seconds: float, speculation: Speculation | None = None) -> Answer:
+    def answer(place: int, seconds: float, speculation: AcceptanceRecord | None = None) -> Answer:
         return Answer(PROMPTS[place].id, "code", f"out {place} & more", "length", 5, 20, 0.1, seconds, speculation)
 
-    accepted = [Speculation(10, 30, a, (10 - a, a, 0, 0)) for a in (9, 1, 5, 7)]
+    accepted = [AcceptanceRecord(10, 30, a, (10 - a, a, 0, 0)) for a in (9, 1, 5, 7)]
     return [
         Cell("plain", condition, 0, tuple(answer(i, 2.0) for i in range(4)), 8.0),
         Cell("draft", condition, 0, tuple(answer(i, draft_s, accepted[i]) for i in range(4)), 4 * draft_s),

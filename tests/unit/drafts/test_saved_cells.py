@@ -11,10 +11,11 @@ import pytest
 import drafts.asking as module
 from drafts.asking import Asking
 from drafts.blocks import Block, Cell, Condition
-from drafts.client import Answer, Speculation
+from drafts.client import Answer
 from drafts.methods import EngineOptions, Method, Serving
 from drafts.prompts import Prompt
 from drafts.saved_cells import SavedCells, resume_turn
+from server.acceptance import AcceptanceRecord
 from stages.errors import EngineError
 
 GREEDY, DRAWN = (Condition("code", 1, t) for t in (0.0, 1.0))
@@ -27,7 +28,7 @@ NAMES = ("plain", "draft")
 
 
 def cell(method: str, turn: int) -> Cell:
-    record = Speculation(2, 4, 1, (1, 1, 0)) if method == "draft" else None
+    record = AcceptanceRecord(2, 4, 1, (1, 1, 0)) if method == "draft" else None
     answer = Answer("1", "code", "out\nput", "stop", 3, 4, 0.1, 0.5, record)
     return Cell(method, BLOCKS[turn].condition, turn, (answer,), 1.5)
 

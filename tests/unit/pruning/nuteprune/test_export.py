@@ -8,8 +8,8 @@ import torch
 from pruning import checkpoint
 from pruning.nuteprune import export
 from pruning.nuteprune.resident import Resident
-from pruning.plan import read_json
 from pruning.shapes import narrow_config
+from stages.folders import read_json
 
 from .. import pico
 from . import versions
