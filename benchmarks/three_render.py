@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.three_grid import METHODS, NONE, Rows
+from benchmarks.three_grid import BASELINES, METHODS, NONE, Rows
 
 SAME_CUT = 0.03
 """How far apart two models' shares of removed parameters may be for "the same cut"."""
@@ -251,6 +251,60 @@ def same_cut(rows: Rows) -> str:
     return _lines(heads, lines)
 
 
+Side = tuple[str, str]
+"""Method and recovery."""
+
+SIDES: tuple[tuple[str, Side, Side], ...] = (
+    ("depth", ("depth:selfdata", "full"), ("depth:sft", "full")),
+    ("depth", ("depth:merged", "full"), ("depth:selfdata", "full")),
+    *(("width", ("cfsp:paper", NONE), (baseline, NONE)) for baseline in BASELINES),
+    ("width", ("cfsp:paper", "important_first"), ("cfsp:paper", "uniform")),
+    ("width", ("cfsp:paper", "pruned_first"), ("cfsp:paper", "uniform")),
+    ("structured", ("nuteprune:numerous", "lora"), ("nuteprune:intact", "lora")),
+)
+"""What the systems' claims are about: by table, the one that should be ahead and the one beside it."""
+
+
+def _differences(rows: Rows, metric: str, table: str, sparsity: float, sides: tuple[Side, Side]) -> list[float]:
+    """One side's figure less the other's, for each seed that both have; both are scored on the same items."""
+    own, other = (
+        {row["seed"]: row["value"] for row in rows
+         if (row["metric"], row["table"], row["method"], row["sparsity"], row["recovery"])
+         == (metric, table, side[0], sparsity, side[1])}
+        for side in sides
+    )  # fmt: skip
+    return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+
+
+def _with_range(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "–"
+    mean = form.format(statistics.mean(values))
+    return f"{mean} ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else mean
+
+
+def side_by_side(rows: Rows) -> str:
+    """What is claimed to be ahead, less what it is claimed to be ahead of, seed by seed."""
+    lines = []
+    for table, one, other in SIDES:
+        for sparsity in sorted({row["sparsity"] for row in rows if (row["table"], row["method"]) == (table, one[0])}):
+            kept = _differences(rows, "retention", table, sparsity, (one, other))
+            bits = _differences(rows, "bits_ratio", table, sparsity, (one, other))
+            lengths = _differences(rows, "acceptance_length", "acceptance", sparsity, (one, other))
+            if kept:
+                names = [
+                    method if how in (NONE, "full", "lora") else f"{method} ({how})" for method, how in (one, other)
+                ]
+                lines.append([
+                    " − ".join(names), f"{100 * sparsity:.0f} %", str(len(kept)),
+                    _with_range([100 * value for value in kept], "{:+.1f}"), _with_range(bits, "{:+.4f}"),
+                    _with_range(lengths, "{:+.2f}"),
+                ])  # fmt: skip
+    return _lines(
+        ("difference", "removed", "seeds", "retention, points", "bits/byte ratio", "acceptance length"), lines
+    )
+
+
 def three_systems(record: dict[str, Any]) -> str:
     """The whole section."""
     rows, settings = record["rows"], record["settings"]
@@ -296,6 +350,12 @@ def three_systems(record: dict[str, Any]) -> str:
     if present & {"depth", "width", "structured"}:
         beside = "Each model beside the best of about its size, by retention, on the seeds that both have."
         parts += ["### At the same cut", beside, same_cut(rows)]
+    if (differences := side_by_side(rows)).count("\n") > 1:
+        within = (
+            "Seed by seed, in brackets the smallest and the largest: both sides are scored on the same items, so that much of the "
+            "intervals above is common to them. Fewer bits per byte are better. As drafts they were judged for one seed."
+        )
+        parts += ["### What is claimed to be ahead, less what it is beside", within, differences]
     if record["failed"]:
         parts.append("Not measured: " + "; ".join(f"{name}: {why}" for name, why in record["failed"].items()) + ".")
     if missing := record.get("missing"):

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_models import Workshop, alone, seconds_of
-from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, two_sets_of_answers
+from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, side_by_side, two_sets_of_answers
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import KILLED, Found, known, measured, record_of, run_grid, run_of, would_be_here
 from stages import provenance
@@ -293,7 +293,7 @@ def test_drafts_are_judged_anew_where_another_device_has_drawn_the_answers(monke
 
 def test_the_section_has_every_table_and_names_what_failed() -> None:
     text = section(record())
-    assert text.count("\n### ") == 7
+    assert text.count("\n### ") == 8
     assert "speed-x: no engine" in text
     assert f"1 of {len(cells_of(FULL))} cells have not been measured yet: 1 of table cost, seed 0." in text
     for method in METHODS:
@@ -317,3 +317,14 @@ def test_a_stage_that_was_interrupted_took_what_all_its_parts_took(tmp_path: Pat
     ):  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(record))
         assert seconds_of(tmp_path) == seconds
+
+
+def test_differences_are_of_the_seeds_that_both_sides_have() -> None:
+    def kept(method: str, recovery: str, seed: int, value: float) -> dict[str, Any]:
+        return row(Cell("depth", method, 0.25, recovery, seed), "retention", value)
+
+    rows = [kept("depth:selfdata", "full", seed, 0.9 + 0.01 * seed) for seed in (0, 1, 2)]
+    rows += [kept("depth:sft", "full", seed, 0.88) for seed in (0, 2)]
+    rows += [row(Cell("depth", "depth:selfdata", 0.5, "full", 0), "retention", 0.5)]  # with nothing beside it
+    lines = side_by_side(rows).splitlines()[2:]
+    assert lines == ["| depth:selfdata − depth:sft | 25 % | 2 | +3.0 (+2.0 to +4.0) | – | – |"]
