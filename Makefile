@@ -1,7 +1,7 @@
 # make demo     installs what is missing, builds the reference draft, compares it, ends by itself
 # make test     installs what is missing, runs the tests (but for test-deploy and test-clients)
 # make serve    keeps the demo's pair served on http://127.0.0.1:8000
-# make compiled  that pair measured with compiled engines, which start in minutes and are twice as fast → build/reference-compiled/pair
+# make compiled  that pair measured with compiled engines, which are twice as fast (the first start takes a minute) → build/reference-compiled/pair
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make results-floor  the last part of that alone: the pair where many share the engine → benchmarks/floor.json, RESULTS.md
@@ -47,7 +47,7 @@ serve: setup
 	$(RUN) build recipes/reference.yaml
 	$(RUN) serve $(BUILD)/pair
 
-# With compiled engines: a start takes minutes, but plain decoding is then as fast as it gets here.
+# With compiled engines plain decoding is as fast as it gets here; the first start compiles for a minute.
 COMPILED := build/reference-compiled
 
 compiled: setup

@@ -1,6 +1,6 @@
 """A narrowed model as it is exported says in the real engine what it says in transformers, plain or with layers of unlike widths.
 
-One engine start for each case."""
+One engine start for each case, and one for each way that a narrowed model's draft is run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning.checkpoint import load_model
+from pruning.checkpoint import cut_config_of, load_layers, load_model, write_checkpoint
 from pruning.export import write_width
 from pruning.plan import WidthPlan
 from pruning.settings import Export
+from server.acceptance import AcceptanceRecord, read_acceptance
 from server.engine import LocalEngine
 from server.engine_command import EngineSettings
 from server.launching import launch_single
@@ -144,3 +145,34 @@ def test_the_engine_says_what_transformers_says(case: tuple[str, Export], folder
             place[str(token)]["logprob"] for place, token in zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
         ]
         torch.testing.assert_close(torch.tensor(found), prompt_logprobs(model, prompt), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["greedy", "probabilistic"])
+def test_a_narrowed_model_gets_a_draft_of_itself(
+    method: str, case: tuple[str, Export], folder: Path, engines: None, tmp_path: Path
+) -> None:
+    """Two of its layers, each as wide as it is there, propose; what is said is the narrowed model's own."""
+    if case not in (("Llama", "ragged"), ("Qwen3", "uniform")):
+        pytest.skip("one ragged and one plain model are enough")
+    kept = (0, 2)
+    (tmp_path / "draft").mkdir()
+    write_checkpoint(load_layers(folder, kept), folder, tmp_path / "draft", cut_config_of(folder, kept))
+    model = load_model(folder)
+    drafted = {
+        "method": "draft_model", "model": str(tmp_path / "draft"), "num_speculative_tokens": 3, "draft_sample_method": method,
+    }  # fmt: skip
+    settings = EngineSettings(
+        model=folder, max_model_len=256, dtype="float32", log_file=tmp_path / "engine.log", speculative_config=drafted
+    )
+    with LocalEngine(settings, launch=launch_single()) as running:
+        for prompt in PROMPTS:
+            answer = complete(
+                running.url,
+                {"model": "model", "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True,
+                 "return_token_ids": True},
+                120,
+            )  # fmt: skip
+            assert answer["choices"][0]["token_ids"] == greedy(model, prompt)
+            record = read_acceptance(answer)
+            assert isinstance(record, AcceptanceRecord)
+            assert record.num_draft_tokens > 0
