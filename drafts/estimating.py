@@ -13,6 +13,7 @@ from drafts.methods import wants_suffix
 from drafts.prompts import Prompt, read_prompts
 from pruning.checkpoint import load_config
 from pruning.prune import decide
+from pruning.settings import PruneSettings
 from pruning.sizes import Sizes, sizes
 from pruning.width import check_width
 from stages.processor import multiplies_bfloat16
@@ -20,6 +21,8 @@ from stages.processor import multiplies_bfloat16
 STEP_OVERHEAD_PER_LAYER_S = 0.0005
 """What dispatching a layer's operations takes in a step of the engine, on two cores."""
 ENGINE_START_S = 60.0
+CUT_S = 5.0
+"""Reading the layers that stay, and writing them."""
 CHARS_PER_TOKEN = 3.3
 """Of the reference tokenizer on code and chat."""
 USABLE = 0.25
@@ -75,6 +78,24 @@ def batch_bytes(config: Any, layers: int, batch_tokens: int, bytes_per_number: i
     return batch_tokens * (logits + activations)
 
 
+def scoring_flops(settings: PruneSettings, target: Sizes, kept: int, scored: bool) -> float:
+    """What pruning computes before layers are cut: nothing, a pass over the calibration text, or the greedy removal's many.
+
+    Args:
+        target: its sizes.
+        kept: how many layers stay.
+        scored: whether the method scores layers.
+    """
+    if not scored:
+        return 2.0 * target.work * settings.calibration_tokens if settings.mlp_width is not None else 0.0
+    if settings.method != "greedy_kl":
+        return 2.0 * target.work * settings.calibration_tokens
+    work = 0.0
+    for left in range(kept + 1, target.num_layers + 1):  # one pass, then each layer's candidate from that layer on
+        work += left * target.per_layer + left * (left / 2 * target.per_layer + target.lm_head_work)
+    return 2 * work * min(settings.greedy_tokens, settings.calibration_tokens)
+
+
 def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     """(sizes of the target, of the draft, lines of the estimate) at ``rate`` FLOPs per second."""
     config = load_config(recipe.target)
@@ -97,6 +118,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     which = list(kept) if kept is not None else f"{count} by {recipe.prune.method}"
     step = layers * STEP_OVERHEAD_PER_LAYER_S + target.bytes() / BYTES_PER_S
     measured = 2 * recipe.measure.repeats * len(recipe.measure.temperatures) * recipe.measure.prompts_per_kind
+    cut = CUT_S + scoring_flops(recipe.prune, target, count, scored=kept is None) / usable
     weights = f"{draft.total / 1e6:,.1f} M parameters, {draft.bytes() / 2**20:,.0f} MiB in bf16"
     trained = recovery_bytes(draft, recipe.recover.method) / 2**20
     batch = batch_bytes(config, count, recipe.recover.batch_tokens) / 2**20
@@ -108,7 +130,7 @@ def estimate(recipe: Recipe, rate: float) -> tuple[Sizes, Sizes, list[Line]]:
     learn = min(teacher + train, limit) if limit else teacher + train
     served = engines / 2 * ENGINE_START_S + DRAFTED * engines * measured * recipe.measure.max_tokens * step
     return target, draft, [
-        Line("prune", f"layers {which} of {layers} → {weights}", 5.0),
+        Line("prune", f"layers {which} of {layers} → {weights}", cut),
         Line("distill", f"up to {answered:,} tokens from {len(prompts):,} prompts", ENGINE_START_S + generate),
         Line("recover", f"{recipe.recover.tokens:,} positions, {memory}", learn),
         Line("measure", f"{engines} engines, {measured} prompts each", served),

@@ -9,7 +9,9 @@ import pytest
 
 from drafts import methods
 from drafts.building import check_recipe, read_recipe
-from drafts.estimating import batch_bytes, estimate
+from drafts.estimating import batch_bytes, estimate, scoring_flops
+from pruning.settings import PruneSettings
+from pruning.sizes import Sizes
 from stages.errors import InputError
 from tests.unit.pruning import pico
 from understudy import main
@@ -89,6 +91,19 @@ def test_the_estimate_counts_real_parameters(recipe: Path) -> None:
     assert target.total == sum(p.numel() for p in pico.LLAMA.model().parameters())
     assert draft.num_layers == 2
     assert [line.stage for line in lines] == ["prune", "distill", "recover", "measure", "choose"]
+
+
+def test_scoring_takes_a_pass_or_as_many_as_the_greedy_removal_tries() -> None:
+    target = Sizes(num_layers=4, embeddings=7, layers=40, final_norm=0, lm_head=6, lm_head_work=6)
+
+    def flops(scored: bool = True, **settings: object) -> float:
+        return scoring_flops(PruneSettings.model_validate({"keep": 2, **settings}), target, 2, scored)
+
+    assert flops(scored=False) == 0
+    assert flops(scored=False, mlp_width=3, calibration_tokens=100) == 2 * 46 * 100
+    assert flops(method="block_influence", calibration_tokens=100) == 2 * 46 * 100
+    of_four, of_three = 40 + 4 * (20 + 6), 30 + 3 * (15 + 6)
+    assert flops(method="greedy_kl", calibration_tokens=100, greedy_tokens=10) == 2 * (of_four + of_three) * 10
 
 
 def test_a_batch_of_a_large_vocabulary_weighs_more_than_its_layers() -> None:
