@@ -137,7 +137,7 @@ def preloadable(prefix: Path) -> list[str]:
 
 def _engine_cache(base: Mapping[str, str]) -> Path:
     """The engine's folder for what it keeps between starts."""
-    caches = base.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    caches = base.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # a user without a home is no error
     return Path(base.get("VLLM_CACHE_ROOT") or Path(caches) / "vllm").absolute()
 
 

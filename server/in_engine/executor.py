@@ -51,10 +51,8 @@ class InProcessExecutor(UniProcExecutor):
     """
 
     def _init_executor(self) -> None:
-        few, set_number = (
-            torch.get_num_threads(),
-            torch.set_num_threads,
-        )  # a proposer's start can change the number (n-gram)
+        few = torch.get_num_threads()  # a proposer's start can change it (n-gram)
+        set_number = torch.set_num_threads
         super()._init_executor()
         model = self.collective_rpc("get_model", single_value=True)
         weights = sum(parameter.numel() for parameter in model.parameters())
