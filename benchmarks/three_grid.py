@@ -22,6 +22,8 @@ SCRATCH = "scratch"
 METHODS = (*BASELINES, *CRITERIA, *TEACHERS, *ARMS, SCRATCH)
 NONE = "none"
 RANKS = ("uniform", "important_first", "pruned_first")
+FOREIGN = "full:foreign"
+"""``full`` on prompts and reference answers from a library that the target never saw: text that is not what it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Cell:
 
     Attributes:
         sparsity: share of layers (depth), of FFN channels (width) or of the layers' linear weights (structured) that goes.
-        recovery: training after pruning: ``none``, or how (``uniform`` and the other ``lora_ranks``, ``full``).
+        recovery: training after pruning: ``none``, or how (``uniform`` and the other ``lora_ranks``, ``full``, ``full:foreign``).
     """
 
     table: Table
@@ -60,6 +62,7 @@ class Grid(Settings):
         depth_method: which layers go.
         recovered: what is trained again after narrowing, at ``recovered_sparsities``.
         scratch: whether a model is also trained from scratch for each number of removed layers.
+        foreign: arms of depth pruning that are also trained on text that is not the target's own.
         served: what is served beside the target, with its export.
         evaluation_limit: items of each task.
         tokens: positions of each recovery, prompts (with half the weight) and answers.
@@ -80,6 +83,7 @@ class Grid(Settings):
     recoveries: tuple[str, ...] = RANKS
     structured_sparsities: tuple[float, ...] = (0.2, 0.25, 0.5)
     scratch: bool = True
+    foreign: tuple[str, ...] = ("depth:sft", "depth:selfdata")
     served: tuple[tuple[str, float, str], ...] = (
         ("depth:pruned", 5 / 24, "uniform"), ("cfsp:paper", 0.3, "uniform"), ("cfsp:paper", 0.3, "ragged"),
         ("cfsp:paper", 0.5, "uniform"), ("cfsp:paper", 0.5, "ragged"),
@@ -107,7 +111,7 @@ class Grid(Settings):
 
 FULL = Grid(quick=False, seeds=(0, 1, 2))
 QUICK = Grid(
-    quick=True, seeds=(0,), removed_layers=(6,), width_sparsities=(0.5,), recoveries=("uniform", "important_first"),
+    quick=True, seeds=(0,), removed_layers=(6,), foreign=(), width_sparsities=(0.5,), recoveries=("uniform", "important_first"),
     structured_sparsities=(0.25,), served=(("depth:pruned", 0.25, "uniform"), ("cfsp:paper", 0.5, "uniform")),
     calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000, depth_tokens=2_000,
     nuteprune_steps=10, judged_prompts=12, served_prompts=4, served_tokens=24, served_repeats=1, served_at_once=2,
@@ -123,6 +127,7 @@ def models_of(grid: Grid) -> list[Cell]:
             share = removed / grid.num_layers
             arms = [*ARMS, SCRATCH] if grid.scratch else list(ARMS)
             cells += [Cell("depth", arm, share, NONE if arm == "depth:pruned" else "full", seed) for arm in arms]
+            cells += [Cell("depth", arm, share, FOREIGN, seed) for arm in grid.foreign]
         for sparsity in grid.width_sparsities:
             cells += [Cell("width", method, sparsity, NONE, seed) for method in (*BASELINES, *CRITERIA)]
             if sparsity in grid.recovered_sparsities:
@@ -145,6 +150,12 @@ def cells_of(grid: Grid) -> list[Cell]:
     costs = [
         *(Cell("cost", method, grid.width_sparsities[-1], NONE, first) for method in (*BASELINES, *CRITERIA)),
         *(Cell("cost", method, grid.structured_sparsities[0], "lora", first) for method in TEACHERS),
-        *(Cell("cost", arm, grid.removed_layers[-1] / grid.num_layers, "full", first) for arm in ARMS[1:3]),
+        *(Cell("cost", m, grid.width_sparsities[-1], "important_first", first) for m in grid.recovered),
+        *(
+            Cell(
+                "cost", arm, grid.removed_layers[-1] / grid.num_layers, NONE if arm == "depth:pruned" else "full", first
+            )
+            for arm in ARMS
+        ),
     ]
     return [*models, *judged, *served, *costs]

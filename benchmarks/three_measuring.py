@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.three_cost import peak_mib, scoring_over_forward
-from benchmarks.three_grid import Cell, Grid, Rows, row
-from benchmarks.three_models import ROOT, TARGET, Workshop, alone, seconds_of
+from benchmarks.three_grid import NONE, Cell, Grid, Rows, row
+from benchmarks.three_models import ROOT, TARGET, Workshop, alone
 from drafts.asking import Asking, ask_methods
 from drafts.blocks import blocks_of, conditions_of
 from drafts.cells import rows_of
@@ -156,13 +156,11 @@ class Measuring:
 
         The stages are run for it, with the machine to themselves: those of other tables may have been made beside each other.
         """
-        shop = Workshop(self.grid, folder / "timed", shared=self.shop)
-        model, pruned = shop.model(cell), shop.pruned(cell)
-        rows = [row(cell, "prune_s", seconds_of(pruned))]
-        if model != pruned:
-            rows.append(row(cell, "recover_s", seconds_of(model)))
+        shop = Workshop(self.grid, folder / "timed")
+        shop.model(cell)
+        rows = [row(cell, name, seconds) for name, seconds in shop.spent().items()]
         shutil.rmtree(folder / "timed")
-        if cell.method.startswith("cfsp"):
+        if cell.method.startswith("cfsp") and cell.recovery == NONE:
             settings = WidthSettings(
                 method="cfsp", criterion=cell.method.partition(":")[2], sparsity=cell.sparsity, calibration=(shop.prompts,),
                 calibration_tokens=self.grid.calibration_tokens, dtype="float32",

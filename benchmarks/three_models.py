@@ -6,12 +6,13 @@ All training and scoring is in float32, which every processor is quick at.
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.three_grid import NONE, SCRATCH, Cell, Grid
+from benchmarks.three_grid import FOREIGN, NONE, SCRATCH, Cell, Grid
 from drafts.distilling import DistillSettings, distill
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
@@ -21,7 +22,10 @@ from pruning.nuteprune.stage import prune_masks
 from pruning.prune import prune, prune_run
 from pruning.prune_width import prune_width, width_run
 from pruning.settings import PruneSettings, WidthSettings
+from reference.corpus import of_packages
+from reference.make_prompts import TRAIN_CHAT, TRAIN_CODE, make
 from stages.errors import InputError
+from stages.folders import write_text
 from stages.hashing import value_hash
 from stages.provenance import read, up_to_date
 from stages.settings import Settings, validate
@@ -29,6 +33,15 @@ from stages.settings import Settings, validate
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "reference" / "target"
 TRAIN = ROOT / "reference" / "prompts" / "train.jsonl"
+
+FOREIGN_PACKAGE = "networkx"
+"""Whose functions foreign prompts ask of: it comes with torch, and no text of it was the target's."""
+
+STAGES = {
+    "pruned": "prune_s", "narrowed": "prune_s", "nuteprune": "prune_s",
+    "data": "answers_s", "recovered": "recover_s", "merged": "recover_s",
+}  # fmt: skip
+"""Which time a folder of a stage counts to, by the first part of its name."""
 
 Export = Literal["uniform", "ragged"]
 
@@ -47,30 +60,34 @@ class Workshop:
 
     Args:
         out: the run's folder; stages go to ``out/stages``.
-        shared: whose answers are used; its own where not given.
     """
 
-    def __init__(
-        self, grid: Grid, out: Path, target: Path = TARGET, prompts: Path = TRAIN, shared: Workshop | None = None
-    ):
-        self.grid, self.target, self.prompts, self._out, self._shared = grid, target, prompts, out / "stages", shared
+    def __init__(self, grid: Grid, out: Path, target: Path = TARGET, prompts: Path = TRAIN):
+        self.grid, self.target, self.prompts, self._out = grid, target, prompts, out / "stages"
 
     def _folder(self, stage: str, *made_from: Any) -> Path:
         parts = [part.model_dump_json() if isinstance(part, Settings) else str(part) for part in made_from]
         return self._out / f"{stage}-{value_hash(parts)[:12]}"
 
-    def answers(self, mode: str, seed: int, kind: str | None = None) -> Path:
-        """Training data: ``direct``, the target's own answers, or ``reference``, the corpus itself."""
-        if self._shared is not None:
-            return self._shared.answers(mode, seed, kind)
+    def answers(self, mode: str, seed: int, kind: str | None = None, foreign: bool = False) -> Path:
+        """Training data: ``direct``, the target's own answers, or ``reference``, those of the prompts' own text."""
         grid = self.grid
+        prompts = self._foreign_prompts() if foreign else self.prompts
         settings = DistillSettings(
             backend="transformers", max_prompts=grid.answers, max_tokens=grid.answer_tokens, seed=seed,
             mixture={mode: 1.0}, kinds=None if kind is None else (kind,),  # type: ignore[dict-item]
         )  # fmt: skip
-        with alone(self._folder("data", settings)) as folder:
-            distill(self.target, self.prompts, folder, settings)
+        with alone(self._folder("data", settings, *((prompts.name,) if foreign else ()))) as folder:
+            distill(self.target, prompts, folder, settings)
         return folder
+
+    def _foreign_prompts(self) -> Path:
+        """At most as many prompts of each kind as training has, made likewise from a library that the target never saw."""
+        with alone(self._out / f"{FOREIGN_PACKAGE}.jsonl") as file:
+            if not file.is_file():
+                made = make(of_packages((FOREIGN_PACKAGE,)), FOREIGN_PACKAGE, TRAIN_CODE, TRAIN_CHAT, set())
+                write_text(file, "".join(json.dumps(record) + "\n" for record in made))
+        return file
 
     def pruned(self, cell: Cell, export: Export = "ragged") -> Path:
         """The model of a cell before any recovery but NutePrune's own, which is part of it."""
@@ -80,6 +97,14 @@ class Workshop:
         if system == "nuteprune":
             return self._masked(cell, export)
         return self._narrower(cell, export)
+
+    def spent(self) -> dict[str, float]:
+        """Wall times in seconds of all that was made here: of pruning, of answers, of recoveries with their merging."""
+        seconds: dict[str, float] = {}
+        for folder in sorted(place for place in self._out.iterdir() if place.is_dir() and place.name[0] != "."):
+            name = STAGES[folder.name.partition("-")[0]]
+            seconds[name] = seconds.get(name, 0.0) + seconds_of(folder)
+        return seconds
 
     def _fewer_layers(self, cell: Cell) -> Path:
         settings = PruneSettings(
@@ -151,7 +176,7 @@ class Workshop:
     def _trained(self, cell: Cell, arm: str) -> Path:
         if arm not in ("sft", "selfdata"):
             raise InputError(f"{cell.method}: no such arm of depth pruning; pruned, sft, selfdata or merged")
-        data = self.answers("reference" if arm == "sft" else "direct", cell.seed)
+        data = self.answers("reference" if arm == "sft" else "direct", cell.seed, foreign=cell.recovery == FOREIGN)
         return self._recovered(self.pruned(cell), data, self._on_answers(cell, self.grid.depth_tokens))
 
     def _merged(self, cell: Cell) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.three_grid import BASELINES, METHODS, NONE, Rows
+from benchmarks.three_grid import BASELINES, FOREIGN, METHODS, NONE, Rows
 
 SAME_CUT = 0.03
 """How far apart two models' shares of removed parameters may be for "the same cut"."""
@@ -190,6 +190,7 @@ def costs(rows: Rows) -> str:
     """Wall times and ratios."""
     metrics = (
         "prune_s",
+        "answers_s",
         "recover_s",
         "scoring_over_forward",
         "peak_memory_over_finetuning",
@@ -199,6 +200,7 @@ def costs(rows: Rows) -> str:
     heads = [
         *NAMES,
         "pruning s",
+        "answers s",
         "recovery s",
         "scoring / forward",
         "peak / fine-tuning step",
@@ -256,6 +258,7 @@ Side = tuple[str, str]
 
 SIDES: tuple[tuple[str, Side, Side], ...] = (
     ("depth", ("depth:selfdata", "full"), ("depth:sft", "full")),
+    ("depth", ("depth:selfdata", FOREIGN), ("depth:sft", FOREIGN)),
     ("depth", ("depth:merged", "full"), ("depth:selfdata", "full")),
     *(("width", ("cfsp:paper", NONE), (baseline, NONE)) for baseline in BASELINES),
     ("width", ("cfsp:paper", "important_first"), ("cfsp:paper", "uniform")),

@@ -8,6 +8,7 @@ stopped, and so does one on another machine: the published file says which cells
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -22,9 +23,9 @@ from typing import Any
 
 import typer
 
-from benchmarks.three_grid import ARMS, FULL, QUICK, SCRATCH, TEACHERS, Cell, Grid, Rows, cells_of
+from benchmarks.three_grid import ARMS, FOREIGN, FULL, NONE, QUICK, SCRATCH, TEACHERS, Cell, Grid, Rows, cells_of
 from benchmarks.three_measuring import VALIDATION, Measuring
-from benchmarks.three_models import TARGET, TRAIN
+from benchmarks.three_models import FOREIGN_PACKAGE, TARGET, TRAIN
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
@@ -56,12 +57,17 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
             "recovered_sparsities",
             "recoveries",
             "scratch",
+            "foreign",
             *(() if cell.method in TEACHERS else ("nuteprune_multiplier_rates",)),
             *(() if cell.method in (*ARMS[1:], SCRATCH) else ("depth_tokens",)),
         },
     )
     served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
     own = {"speed": {"served": served, "answers": "of one length"}, "cost": {"timed": "alone"}}.get(cell.table, {})
+    if cell.table == "cost" and cell.recovery not in (NONE, "lora"):
+        own = {"timed": "alone, with its answers"}
+    if cell.recovery == FOREIGN:
+        own = {**own, "foreign": f"{FOREIGN_PACKAGE} {importlib.metadata.version(FOREIGN_PACKAGE)}"}
     settings = {**budgets, "cell": cell.slug, **own}
     tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}

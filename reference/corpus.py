@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,24 @@ def collect(stdlib: Path | None = None, site_packages: Path | None = None) -> li
             continue
         found = _read(path, f"stdlib/{relative}", seen)
         files += [found] if found else []
+    return files + of_packages(DEPENDENCIES, site_packages, seen)
+
+
+def of_packages(
+    packages: Sequence[str], site_packages: Path | None = None, seen: set[str] | None = None
+) -> list[SourceFile]:
+    """Gathers the sources of installed packages, without their tests, in a fixed order.
+
+    Args:
+        packages: import names.
+        site_packages: the folder that they are installed in; the running interpreter's when None.
+        seen: hashes of texts that are left out; those that are found are added.
+    """
+    site_packages = site_packages or Path(sysconfig.get_paths()["purelib"])
+    seen = set() if seen is None else seen
     left_out = STDLIB_LEFT_OUT | {"_vendor", "vendor", "testing"}
-    for package in DEPENDENCIES:
+    files: list[SourceFile] = []
+    for package in packages:
         for path in _python_files(site_packages / package, left_out):
             found = _read(path, path.relative_to(site_packages).as_posix(), seen)
             files += [found] if found else []

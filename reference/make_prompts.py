@@ -23,6 +23,9 @@ CONTEXT_CHARS = 600
 REFERENCE_CHARS = 400
 """Characters of the true continuation that a training prompt carries, for data modes that use references."""
 
+TRAIN_CODE, TRAIN_CHAT = 1800, 1200
+"""Prompts of each kind for self-distillation."""
+
 FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -71,19 +74,22 @@ def choose(records: list[dict[str, Any]], count: int, seed: str, used: set[str])
     return chosen
 
 
-def make(files: list[SourceFile], split: str, num_code: int, num_chat: int, used: set[str]) -> list[dict[str, Any]]:
-    """Prompts of one split, mixed, from standard-library files only, none of them ``used`` by another split."""
-    chosen = [file for file in files if file.split == split and file.name.startswith("stdlib/")]
-    code = [record for file in chosen for record in code_prompts(file)]
-    made = choose(code, num_code, f"code-{split}", used)
-    made += choose(chat_prompts(chosen), num_chat, f"chat-{split}", used)
-    random.Random(f"order-{split}").shuffle(made)
+def make(files: list[SourceFile], name: str, num_code: int, num_chat: int, used: set[str]) -> list[dict[str, Any]]:
+    """Prompts of some files, mixed, none of them ``used`` before.
+
+    Args:
+        name: seeds the choice and the order.
+    """
+    code = [record for file in files for record in code_prompts(file)]
+    made = choose(code, num_code, f"code-{name}", used)
+    made += choose(chat_prompts(files), num_chat, f"chat-{name}", used)
+    random.Random(f"order-{name}").shuffle(made)
     return made
 
 
 def main(
-    train_code: int = typer.Option(1800, help="code prompts for self-distillation"),
-    train_chat: int = typer.Option(1200, help="chat prompts for self-distillation"),
+    train_code: int = typer.Option(TRAIN_CODE, help="code prompts for self-distillation"),
+    train_chat: int = typer.Option(TRAIN_CHAT, help="chat prompts for self-distillation"),
     validation_code: int = typer.Option(60, help="code prompts for choosing settings"),
     validation_chat: int = typer.Option(60, help="chat prompts for choosing settings"),
     heldout_code: int = typer.Option(200, help="held-out code prompts"),
@@ -99,7 +105,8 @@ def main(
     }
     used: set[str] = set()
     for split, (num_code, num_chat) in counts.items():
-        records = make(files, split, num_code, num_chat, used)
+        own = [file for file in files if file.split == split and file.name.startswith("stdlib/")]
+        records = make(own, split, num_code, num_chat, used)
         if split != "train":
             records = [{key: value for key, value in record.items() if key != "reference"} for record in records]
         write_text(FOLDER / f"{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))

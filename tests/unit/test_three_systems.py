@@ -200,7 +200,7 @@ def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
 def test_depths_recoveries_learn_answers_alone_and_their_budget_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     shop, made = Workshop(QUICK, Path("nowhere")), []
     monkeypatch.setattr(shop, "pruned", lambda cell: Path("pruned"))
-    monkeypatch.setattr(shop, "answers", lambda mode, seed, kind=None: Path(mode))
+    monkeypatch.setattr(shop, "answers", lambda mode, seed, kind=None, foreign=False: Path(mode))
     monkeypatch.setattr(shop, "_recovered", lambda pruned, data, settings: made.append((data.name, settings)) or data)
     share, changed = 0.25, QUICK.model_copy(update={"depth_tokens": 7})
     sft, selfdata = (Cell("depth", f"depth:{arm}", share, "full", 0) for arm in ("sft", "selfdata"))

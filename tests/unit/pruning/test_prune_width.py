@@ -46,6 +46,23 @@ def test_every_method_goes_the_whole_way(method, export, target: Path, text: Pat
     assert {key for key in before if before[key] != after[key]} <= {"intermediate_size", "architectures", "model_type"}
 
 
+@pytest.mark.parametrize("export", ["uniform", "ragged"])
+@pytest.mark.parametrize("case", pico.CASES, ids=lambda case: case.name)
+def test_every_family_gives_what_it_gives_with_those_channels_silenced(case, export, text: Path, tmp_path: Path):
+    target = pico.save(case.model(), tmp_path / "target")
+    settings = WidthSettings(export=export, alpha=30, calibration=(text,), **FEW)
+    made = prune_width(target, tmp_path / "out", settings)
+    assert (len(set(made.widths)) == 1) == (export == "uniform")
+    masked = checkpoint.load_model(target)
+    with torch.no_grad():
+        for layer, kept in zip(masked.model.layers, made.kept_channels, strict=True):
+            layer.mlp.down_proj.weight[:, [i for i in range(48) if i not in kept]] = 0
+    reloaded = checkpoint.load_model(tmp_path / "out")
+    assert [layer.mlp.gate_proj.out_features for layer in reloaded.model.layers] == list(made.widths)
+    assert (reloaded.lm_head.weight is reloaded.model.embed_tokens.weight) == masked.config.tie_word_embeddings
+    torch.testing.assert_close(logits(reloaded), logits(masked), atol=1e-4, rtol=0)
+
+
 def test_importance_stands_in_the_plan_and_a_more_important_layer_keeps_more(target, text, tmp_path):
     settings = WidthSettings(export="ragged", alpha=30, calibration=(text,), **FEW)
     made = prune_width(target, tmp_path / "a", settings)
