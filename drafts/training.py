@@ -38,7 +38,7 @@ from stages.folders import storage_errors
 from stages.interruption import interrupted_between_steps
 from stages.processor import multiplies_bfloat16
 from stages.progress import log, progress
-from stages.settings import Settings
+from stages.settings import MixedPrecision, Settings
 
 CHECKPOINT = "training.pt"
 """In a checkpoint: weights of the student, and what its optimisers remember."""
@@ -91,7 +91,7 @@ class RecoverSettings(Settings):
     batch_tokens: int = Field(default=8192, ge=64)
     max_length: int = Field(default=512, ge=16)
     seed: int = 0
-    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    mixed_precision: MixedPrecision = "auto"
     checkpoint_every_s: float = Field(default=120.0, gt=0)
     teacher_cache_gib: float = Field(default=2.0, ge=0)
     check_share: float = Field(default=0.03, gt=0, lt=0.5)

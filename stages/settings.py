@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from stages.errors import InputError
 
@@ -17,6 +17,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+
+MixedPrecision = Annotated[
+    Literal["auto", "bf16", "no"], BeforeValidator(lambda value: "no" if value is False else value)
+]
+"""In what matrices are multiplied while training; YAML reads a ``no`` without quotes as false."""
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
 

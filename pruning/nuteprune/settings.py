@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.settings import Settings
+from stages.settings import MixedPrecision, Settings
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -88,7 +88,7 @@ class NutePruneSettings(Settings):
     seed: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    mixed_precision: MixedPrecision = "auto"
     checkpoint_every_s: Rate = 120.0
 
     @model_validator(mode="after")

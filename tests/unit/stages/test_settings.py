@@ -5,7 +5,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from stages.errors import InputError
-from stages.settings import Settings, read_yaml, validate
+from stages.settings import MixedPrecision, Settings, read_yaml, validate
 
 
 class Inner(Settings):
@@ -73,3 +73,13 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 def test_resolved_settings_load_back_equal(tmp_path: Path) -> None:
     first = validate(Outer, {"name": "a", "prune": {"keep": 5}}, "here")
     assert validate(Outer, first.model_dump(mode="json"), "there") == first
+
+
+def test_a_no_without_quotes_is_the_word_and_not_a_falsehood(tmp_path: Path) -> None:
+    class Training(Settings):
+        mixed_precision: MixedPrecision = "auto"
+
+    (tmp_path / "a.yaml").write_text("mixed_precision: no\n")
+    assert read_yaml(tmp_path / "a.yaml", Training).mixed_precision == "no"
+    with pytest.raises(InputError, match="should be 'auto', 'bf16' or 'no', given True"):
+        validate(Training, {"mixed_precision": True}, "recipe.yaml")
