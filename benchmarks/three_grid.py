@@ -62,7 +62,7 @@ class Grid(Settings):
         depth_method: which layers go.
         recovered: what is trained again after narrowing, at ``recovered_sparsities``.
         scratch: whether a model is also trained from scratch for each number of removed layers.
-        foreign: arms of depth pruning that are also trained on text that is not the target's own.
+        foreign: arms of depth pruning that are also trained on text that is not the target's own, with the most layers removed.
         served: what is served beside the target, with its export.
         evaluation_limit: items of each task.
         tokens: positions of each recovery, prompts (with half the weight) and answers.
@@ -127,7 +127,8 @@ def models_of(grid: Grid) -> list[Cell]:
             share = removed / grid.num_layers
             arms = [*ARMS, SCRATCH] if grid.scratch else list(ARMS)
             cells += [Cell("depth", arm, share, NONE if arm == "depth:pruned" else "full", seed) for arm in arms]
-            cells += [Cell("depth", arm, share, FOREIGN, seed) for arm in grid.foreign]
+            if removed == grid.removed_layers[-1]:
+                cells += [Cell("depth", arm, share, FOREIGN, seed) for arm in grid.foreign]
         for sparsity in grid.width_sparsities:
             cells += [Cell("width", method, sparsity, NONE, seed) for method in (*BASELINES, *CRITERIA)]
             if sparsity in grid.recovered_sparsities:
