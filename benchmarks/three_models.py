@@ -6,6 +6,7 @@ All training and scoring is in float32, which every processor is quick at.
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ TRAIN = ROOT / "reference" / "prompts" / "train.jsonl"
 
 FOREIGN_PACKAGE = "networkx"
 """Whose functions foreign prompts ask of: it comes with torch, and no text of it was the target's."""
+FOREIGN_VERSION = importlib.metadata.version(FOREIGN_PACKAGE)
 
 STAGES = {
     "pruned": "prune_s", "narrowed": "prune_s", "nuteprune": "prune_s",
@@ -83,7 +85,7 @@ class Workshop:
 
     def _foreign_prompts(self) -> Path:
         """At most as many prompts of each kind as training has, made likewise from a library that the target never saw."""
-        with alone(self._out / f"{FOREIGN_PACKAGE}.jsonl") as file:
+        with alone(self._out / f"{FOREIGN_PACKAGE}-{FOREIGN_VERSION}.jsonl") as file:
             if not file.is_file():
                 made = make(of_packages((FOREIGN_PACKAGE,)), FOREIGN_PACKAGE, TRAIN_CODE, TRAIN_CHAT, set())
                 write_text(file, "".join(json.dumps(record) + "\n" for record in made))

@@ -8,7 +8,6 @@ stopped, and so does one on another machine: the published file says which cells
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ import typer
 
 from benchmarks.three_grid import ARMS, FOREIGN, FULL, NONE, QUICK, SCRATCH, TEACHERS, Cell, Grid, Rows, cells_of
 from benchmarks.three_measuring import VALIDATION, Measuring
-from benchmarks.three_models import FOREIGN_PACKAGE, TARGET, TRAIN
+from benchmarks.three_models import FOREIGN_PACKAGE, FOREIGN_VERSION, TARGET, TRAIN
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
@@ -66,8 +65,10 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     own = {"speed": {"served": served, "answers": "of one length"}, "cost": {"timed": "alone"}}.get(cell.table, {})
     if cell.table == "cost" and cell.recovery not in (NONE, "lora"):
         own = {"timed": "alone, with its answers"}
+    if cell.method in TEACHERS and cell.table not in OF_THIS_MACHINE:
+        own = {**own, "opened_again": "wholly"}
     if cell.recovery == FOREIGN:
-        own = {**own, "foreign": f"{FOREIGN_PACKAGE} {importlib.metadata.version(FOREIGN_PACKAGE)}"}
+        own = {**own, "foreign": f"{FOREIGN_PACKAGE} {FOREIGN_VERSION}"}
     settings = {**budgets, "cell": cell.slug, **own}
     tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}

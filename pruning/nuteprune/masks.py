@@ -68,6 +68,17 @@ def deterministic(log_alpha: Tensor, zeros: int | None = None) -> Tensor:
     return soft
 
 
+def opened(log_alpha: Tensor, kept: int) -> Tensor:
+    """The mask [n] of one layer with so many units on: ``deterministic``, but units that it has off and that are kept are 1.
+
+    Their own values are next to 0: a model would carry them and not use them, and as a factor of what they give, neither
+    fine-tuning could bring them back.
+    """
+    own = deterministic(log_alpha)
+    mask = deterministic(log_alpha, log_alpha.numel() - kept)
+    return torch.where((mask > 0) & (own == 0), 1.0, mask)
+
+
 @dataclass
 class Masks:
     """One value per unit: log-alphas, drawn masks, or deterministic ones.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.families import family_of
-from pruning.nuteprune.masks import Masks, deterministic, deterministic_all, open_chance
+from pruning.nuteprune.masks import Masks, deterministic_all, open_chance, opened
 from stages.errors import InputError
 
 TOLERANCE = 0.005
@@ -224,7 +224,7 @@ def final_masks(log_alphas: Masks, units: Units, wanted: float | None, export: E
     kept_groups, kept_neurons = final_counts(groups, neurons, all_hidden, units, wanted, export, multiple)
 
     def cut(rows: Tensor, kept: Sequence[int]) -> Tensor:
-        return torch.stack([deterministic(row, len(row) - count) for row, count in zip(rows, kept, strict=True)])
+        return torch.stack([opened(row, count) for row, count in zip(rows, kept, strict=True)])
 
-    one = None if log_alphas.hidden is None else deterministic(log_alphas.hidden, units.hidden - all_hidden)
+    one = None if log_alphas.hidden is None else opened(log_alphas.hidden, all_hidden)
     return Masks(cut(log_alphas.groups, kept_groups), cut(log_alphas.neurons, kept_neurons), one)

@@ -68,6 +68,15 @@ def test_a_layer_never_loses_its_last_unit_and_ties_do_not_add_any():
     assert masks.deterministic(torch.zeros(6), zeros=4).ne(0).tolist() == [True, True, False, False, False, False]
 
 
+def test_a_unit_that_is_opened_again_is_wholly_open_and_the_others_keep_their_values():
+    log_alpha = torch.tensor([4.0, -4.5, -3.0, 3.0, -4.0])
+    own = masks.deterministic(log_alpha)
+    assert own.ne(0).tolist() == [True, False, False, True, False]
+    assert masks.opened(log_alpha, 2).tolist() == own.tolist()
+    assert masks.opened(log_alpha, 4).tolist() == pytest.approx([own[0].item(), 0, 1, own[3].item(), 1])
+    assert masks.opened(log_alpha, 1).tolist() == pytest.approx([own[0].item(), 0, 0, 0, 0])
+
+
 def test_masks_start_nearly_open():
     start = masks.initial_masks(2, 3, 8, 5, drop=0.01)
     assert start.groups.shape == (2, 3)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.nuteprune.masks import BOUND, Masks
+from pruning.nuteprune.masks import BOUND, Masks, deterministic_all
 from pruning.nuteprune.sparsity import (
     apportion,
     check_reachable,
@@ -88,6 +88,15 @@ def test_final_masks_meet_the_wanted_sparsity_and_keep_the_highest(export, multi
     assert export == "ragged" or (len(set(groups)), len(set(neurons))) == (1, 1)
     for row, mask in zip(alphas.neurons, final.neurons, strict=True):
         assert row[mask > 0].min() >= row[mask == 0].max()
+
+
+def test_a_search_that_went_too_far_leaves_no_unit_that_is_kept_and_next_to_nothing():
+    alphas = random_alphas(8)
+    alphas.neurons[:, 12:] = -BOUND
+    final = final_masks(alphas, UNITS, 0.2, "ragged", 1)
+    again = (final.neurons > 0) & (deterministic_all(alphas).neurons == 0)
+    assert int(again.sum()) > 20
+    assert (final.neurons[again] == 1).all()
 
 
 def test_the_masks_own_sparsity_is_kept_where_nothing_is_wanted():
