@@ -328,8 +328,8 @@ def three_systems(record: dict[str, Any]) -> str:
         "worse. *removed* counts layers, FFN channels or the layers' "
         "linear weights; *parameters* counts all.",
         "*depth:selfdata* learns the target's own answers to the training prompts, *depth:sft* the corpus on as many positions, "
-        "*depth:merged* is two recoveries on its answers to code and to chat; *full:foreign* is likewise, with prompts and reference "
-        "answers made from networkx, which the target never saw. (The paper has references "
+        "*depth:merged* is two recoveries on its answers to code and to chat; *full:foreign* is the same with "
+        "prompts and reference answers made from networkx, which the target never saw. (The paper has references "
         "rewritten: DECISIONS.) What falls short of the papers' claims is looked into in EXPERIMENTS.",
     ]
     if settings["quick"]:

@@ -38,6 +38,8 @@ from stages.settings import Settings
 
 DATA = "data.jsonl"
 Mode = Literal["direct", "rewrite", "reference"]
+HARMLESS = ("concurrency", "url")
+"""Settings that may change before an interrupted run goes on: the same answers, faster or from where the server is now."""
 PREFILL_TOKENS = 16384
 """Tokens of prompts the engine reads in one step: throughput matters here, not the time to a first token."""
 
@@ -335,7 +337,7 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
     answerer = checkpoint_hash(settings.answerer) if settings.answerer else None
     if answerer:
         inputs["answerer"] = answerer
-    run = Run("distill", settings.model_dump(mode="json"), inputs, settings.seed)
+    run = Run("distill", settings.model_dump(mode="json"), inputs, settings.seed, HARMLESS)
     if up_to_date(run, out):
         return
     with publish(out, keep_partial=True, stage=run.stage) as folder:

@@ -28,6 +28,9 @@ from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import log
 from stages.provenance import Run, can_resume, up_to_date
 
+HARMLESS = ("checkpoint_every_s", "teacher_cache_gib")
+"""Settings that may change between an interruption and its resumption."""
+
 
 def _run(target: Path, pruned: Path, data: Path, settings: RecoverSettings) -> Run:
     """What a recovery is made of.
@@ -52,7 +55,7 @@ def _run(target: Path, pruned: Path, data: Path, settings: RecoverSettings) -> R
         advice = "give a draft that was recovered from this pruned model"
         before.check_same_parts(plan, f"start {settings.start}", str(pruned), advice)
         inputs["start"] = checkpoint_hash(settings.start)
-    return Run("recover", settings.model_dump(mode="json"), inputs, settings.seed)
+    return Run("recover", settings.model_dump(mode="json"), inputs, settings.seed, HARMLESS)
 
 
 def recover(target: Path, pruned: Path, data: Path, out: Path, settings: RecoverSettings, processes: int = 1) -> None:

@@ -10,13 +10,13 @@ import torch
 from pydantic import Field
 
 from evaluation import harness
-from evaluation.scores import Retention, TaskScore, mean_score, retention, scored
-from evaluation.settings import EvaluateSettings
+from evaluation.scores import NO_SCORE, Retention, TaskScore, mean_score, retention, scored
+from evaluation.settings import PERPLEXITY, EvaluateSettings
 from pruning import plan
-from pruning.checkpoint import load_target
+from pruning.checkpoint import load_target, stored_dtype
 from stages import provenance
 from stages.errors import InputError
-from stages.folders import read_json, write_text
+from stages.folders import check_parent, read_json, write_text
 from stages.hashing import checkpoint_hash
 from stages.settings import Settings, validate
 
@@ -53,18 +53,21 @@ def read_evaluation(path: Path) -> Evaluation:
     return validate(Evaluation, found[OURS], str(path))
 
 
-def _dtype(settings: EvaluateSettings) -> str:
-    """The type behind ``auto``; see the settings."""
+def _with_dtype(settings: EvaluateSettings, model_folder: Path) -> EvaluateSettings:
+    """The settings with the type behind ``auto``; see there."""
+    if settings.dtype != "auto":
+        return settings
     on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    return "float32" if settings.dtype == "auto" and on_cpu else settings.dtype
+    dtype = torch.float32 if on_cpu else stored_dtype(model_folder)
+    return settings.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
 
 
-ALIKE = ("num_fewshot", "max_length", "dtype")
-"""Settings that change scores though the items are the same."""
+ALIKE = ("limit", "seed", "num_fewshot", "max_length", "dtype")
+"""Settings that choose the items, or change scores though these are the same."""
 
 
 def _check_against(target: Evaluation, model_folder: Path, settings: EvaluateSettings, source: str) -> None:
-    """Refuses a result that is not of the model's target, or was made in another way."""
+    """Refuses, before anything is evaluated, a result that is not of the model's target, or was made in another way."""
     if (model_folder / plan.FILE).is_file():
         plan.load_plan(model_folder).check_target(target.model_sha256, source)
     own = settings.model_dump(mode="json")
@@ -73,6 +76,11 @@ def _check_against(target: Evaluation, model_folder: Path, settings: EvaluateSet
             raise InputError(
                 f"{source}: was made with {key} = {target.settings.get(key)}, this evaluation with {own[key]}; evaluate both alike"
             )
+    lacking = [name for name in own["tasks"] if name not in target.settings.get("tasks", ())]
+    if lacking:
+        raise InputError(f"{source}: has no task {lacking[0]!r}; evaluate the target with the same tasks")
+    if set(own["tasks"]) == {PERPLEXITY}:
+        raise InputError(NO_SCORE)
 
 
 def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against: Path | None = None) -> Evaluation:
@@ -83,16 +91,18 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
 
     Raises:
         InputError: no such model, task or target's result; a target that was asked other items or in another way, or that is not
-            the one whose plan the model was pruned by.
+            the one whose plan the model was pruned by. What shows only then, after the evaluation, costs the retention alone.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of a JSON file as --out")
+    check_parent(out)
+    settings = _with_dtype(settings, model_folder)
     target = read_evaluation(against) if against else None
     if target:
         _check_against(target, model_folder, settings, str(against))
     sha256 = checkpoint_hash(model_folder)
     run = provenance.Run("evaluate", settings.model_dump(mode="json"), {"model": sha256}, settings.seed)
-    model, tokenizer = load_target(model_folder, _dtype(settings), settings.device)
+    model, tokenizer = load_target(model_folder, settings.dtype, settings.device)
     results, samples, groups = harness.run(model, tokenizer, settings, model_folder)
     scores = tuple(
         scored(
@@ -107,9 +117,15 @@ def evaluate(model_folder: Path, out: Path, settings: EvaluateSettings, against:
     made = Evaluation(
         model_sha256=sha256, settings=run.identity["settings"], tasks=scores,
         mean_score=mean_score(scores) if any(not s.is_perplexity for s in scores) else None,
-        target_sha256=target.model_sha256 if target else None,
-        retention=retention(scores, target.tasks, settings.bootstrap, settings.seed, str(against)) if target else None,
         run=run.record(),
     )  # fmt: skip
-    write_text(out, json.dumps({**results, OURS: made.model_dump(mode="json")}, indent=1, default=str) + "\n")
+
+    def write() -> None:
+        write_text(out, json.dumps({**results, OURS: made.model_dump(mode="json")}, indent=1, default=str) + "\n")
+
+    write()
+    if target:
+        kept = retention(scores, target.tasks, settings.bootstrap, settings.seed, str(against))
+        made = made.model_copy(update={"target_sha256": target.model_sha256, "retention": kept})
+        write()
     return made

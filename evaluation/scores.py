@@ -15,6 +15,7 @@ from stages.settings import Settings
 
 Values = NDArray[np.float64]
 LEVEL = 0.95
+NO_SCORE = "retention: needs a task with a score, and there are perplexities only; add one to 'tasks'"
 AT_ONCE = 1 << 21
 """Draws that are held in memory together."""
 
@@ -180,7 +181,7 @@ def retention(
     kept = [pair for pair in pairs if not pair[0].is_perplexity]
     fluent = [pair for pair in pairs if pair[0].is_perplexity]
     if not kept:
-        raise InputError("retention: needs a task with a score, and there are perplexities only; add one to 'tasks'")
+        raise InputError(NO_SCORE)
 
     def of(chosen: Sequence[tuple[TaskScore, TaskScore]], above_chance: bool = False) -> Ratio:
         return ratio(chosen, times, seed, above_chance)

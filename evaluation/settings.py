@@ -9,7 +9,8 @@ from pydantic import Field
 
 from stages.settings import Settings
 
-LOCAL_TASKS = ("perplexity", "next_line", "docstring", "signature", "chat")
+PERPLEXITY = "perplexity"
+LOCAL_TASKS = (PERPLEXITY, "next_line", "docstring", "signature", "chat")
 TASK_FOLDER = Path(__file__).parents[1] / "reference" / "tasks"
 
 

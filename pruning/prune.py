@@ -14,7 +14,7 @@ from pruning.measured import Scores, load_scores
 from pruning.plan import AnyPlan, DepthPlan, WidthPlan, load_plan
 from pruning.settings import SCORED, CalibrationSettings, PruneSettings, ScoreSettings
 from stages.errors import InputError
-from stages.folders import publish, write_text
+from stages.folders import check_place, publish, write_text
 from stages.hashing import checkpoint_hash, file_hash
 from stages.progress import progress
 from stages.provenance import Run
@@ -110,6 +110,7 @@ def score(target: Path, files: Sequence[Path], out: Path, settings: ScoreSetting
         InputError: target, text or settings that do not do; StorageError: ``out`` cannot be written.
     """
     run = score_run(target, files, settings)
+    check_place(out, run.stage)
     selection.check_keep(checkpoint.load_config(target).num_hidden_layers, settings.keep)
     measured = measure_scores(target, files, settings, settings.scores, settings.keep)
     with publish(out, stage=run.stage) as folder:
@@ -193,6 +194,7 @@ def prune(target: Path, out: Path, settings: PruneSettings, scores_path: Path | 
     if settings.mlp_width is not None:
         width.check_width(config, settings.mlp_width)
     run = prune_run(target, settings, scores_path)
+    check_place(out, run.stage)
     sha256, measured, summary = run.identity["inputs"]["target"], None, {}
     if kept is None:
         keep = settings.kept_count(config.num_hidden_layers)

@@ -17,6 +17,7 @@ from pruning.prune import inputs_of
 from pruning.settings import WidthSettings
 from pruning.statistics import Statistics
 from stages.errors import InputError
+from stages.folders import check_place
 from stages.progress import progress
 from stages.provenance import Run
 
@@ -141,6 +142,7 @@ def prune_width(target: Path, out: Path, settings: WidthSettings) -> WidthPlan:
     """
     check(checkpoint.load_config(target), settings)
     run = width_run(target, settings)
+    check_place(out, run.stage)
     samples = calibration.load_samples(settings.calibration, settings.sequence_length)
     text = calibration.take(samples, checkpoint.load_tokenizer(target), settings.calibration_tokens, settings)
     model = checkpoint.load_model(target, settings.dtype, settings.device)

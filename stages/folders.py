@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,8 +61,9 @@ def check_place(folder: Path, stage: str | None = None) -> None:
     """Refuses to write where something stands that is not an earlier result of the same stage.
 
     Raises:
-        InputError: ``folder`` is a file, holds what no stage wrote, or was written by another stage.
+        InputError: ``folder`` is a file, holds what no stage wrote, or was written by another stage. Also see ``check_parent``.
     """
+    check_parent(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; give another folder as --out")
     if not folder.exists() or not any(folder.iterdir()):
@@ -74,6 +76,20 @@ def check_place(folder: Path, stage: str | None = None) -> None:
         ) from None
     if stage is not None and found != stage:
         raise InputError(f"{folder}: was written by '{found}'; give another folder as --out of '{stage}'")
+
+
+def check_parent(path: Path) -> None:
+    """Refuses, before any work is done for it, what could not be written in the end.
+
+    Raises:
+        InputError: one of the folders that it shall stand in is a file. StorageError: the innermost that is there may not be
+            written to.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{path}: {above} is a file and not a folder; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(f"{path}: cannot be written (no permission for {above}); choose another --out")
 
 
 @contextmanager

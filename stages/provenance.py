@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,22 @@ def git_revision() -> str | None:
 
 
 class Run:
-    """Records one stage's run; ``write`` puts it into the finished folder as run.json."""
+    """Records one stage's run; ``write`` puts it into the finished folder as run.json.
 
-    def __init__(self, stage: str, settings: dict[str, Any], inputs: dict[str, str], seed: int | None = None):
+    Args:
+        harmless: settings that say how the work is done and not what comes out: a run with others of these is the same run.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        settings: dict[str, Any],
+        inputs: dict[str, str],
+        seed: int | None = None,
+        harmless: Collection[str] = (),
+    ):
         self.identity: dict[str, Any] = {"stage": stage, "settings": settings, "inputs": inputs, "seed": seed}
+        self.harmless = harmless
         self.started = time.monotonic()
 
     @property
@@ -109,8 +121,15 @@ class Run:
     def is_current(self, folder: Path) -> bool:
         """True when ``folder`` was finished by the same stage with the same settings, inputs and seed."""
         record = read(folder)
+        if record is None:
+            return False
         wanted = json.loads(json.dumps(self.identity, default=str))
-        return record is not None and {key: record.get(key) for key in wanted} == wanted
+        return self._that_counts({key: record.get(key) for key in wanted}) == self._that_counts(wanted)
+
+    def _that_counts(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """An identity without settings that are harmless."""
+        settings = {key: value for key, value in (identity["settings"] or {}).items() if key not in self.harmless}
+        return {**identity, "settings": settings}
 
 
 def up_to_date(run: Run, folder: Path) -> bool:
@@ -141,7 +160,7 @@ def can_resume(run: Run, folder: Path) -> bool:
     record, wanted = read(folder), json.loads(json.dumps(run.identity, default=str))
     if record is None or run.is_current(folder):
         return record is not None
-    if changed := first_change(record, wanted):
+    if changed := first_change(record, wanted, run.harmless):
         log(f"{changed}; starting over")
     return False
 

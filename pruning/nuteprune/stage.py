@@ -48,7 +48,7 @@ def check_applicable(config: Any, settings: NutePruneSettings) -> Units:
 def nuteprune_run(target: Path, settings: NutePruneSettings) -> Run:
     """The identity of the stage, to ask whether a finished folder is current."""
     inputs = inputs_of(target, settings.calibration)
-    return Run("prune", settings.model_dump(mode="json"), inputs, settings.seed)
+    return Run("prune", settings.model_dump(mode="json"), inputs, settings.seed, state.HARMLESS)
 
 
 def plan_of(masks: Masks, units: Units, config: Any, run: Run, settings: NutePruneSettings) -> WidthPlan:

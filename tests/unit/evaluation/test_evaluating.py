@@ -122,11 +122,47 @@ def test_a_model_keeps_all_of_itself(target: tuple[Path, Path, Evaluation], tmp_
     assert kept.plain.value in (1, None)  # three items: it may have guessed all of them wrong
 
 
-def test_other_items_than_the_targets_are_refused(target: tuple[Path, Path, Evaluation], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 7}, "was made with seed = 0, this evaluation with 7"),
+        ({"limit": None}, "was made with limit = 3, this evaluation with None"),
+        ({"tasks": ("chat", "hellaswag")}, "has no task 'hellaswag'"),
+        ({"tasks": ("perplexity",)}, "needs a task with a score"),
+        ({"dtype": "bfloat16"}, "was made with dtype = float32, this evaluation with bfloat16"),
+    ],
+)
+def test_what_cannot_stand_beside_the_target_is_refused_before_any_work(
+    target: tuple[Path, Path, Evaluation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, said: str
+) -> None:
     model, file, _ = target
-    settings = SETTINGS.model_copy(update={"tasks": ("chat",), "seed": 7})
+    monkeypatch.setattr("evaluation.harness.run", lambda *_: pytest.fail("it was evaluated"))
+    with pytest.raises(InputError, match=said):
+        evaluate(model, tmp_path / "r.json", SETTINGS.model_copy(update=changes), against=file)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file and not a folder"):
+        evaluate(model, tmp_path / "file" / "r.json", SETTINGS)
+
+
+def test_other_items_cost_the_retention_and_not_the_evaluation(
+    target: tuple[Path, Path, Evaluation], tmp_path: Path
+) -> None:
+    """Task files may have changed since the target was asked; that shows once the items are there."""
+    model, file, made = target
+    others = tuple(score.model_copy(update={"items_sha256": "0"}) for score in made.tasks)
+    written = json.loads(file.read_text())
+    written["understudy"] = made.model_copy(update={"tasks": others}).model_dump(mode="json")
+    (tmp_path / "target.json").write_text(json.dumps(written))
     with pytest.raises(InputError, match="other items of 'understudy_chat'"):
-        evaluate(model, tmp_path / "r.json", settings, against=file)
+        evaluate(
+            model,
+            tmp_path / "r.json",
+            SETTINGS.model_copy(update={"tasks": ("chat",)}),
+            against=tmp_path / "target.json",
+        )
+    found = read_evaluation(tmp_path / "r.json")
+    assert found.retention is None
+    assert found.task("chat") == made.task("chat")
 
 
 def test_another_models_result_or_one_made_in_another_way_is_refused(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import InputError, StorageError
-from stages.folders import MARK, partial_of, publish, write_text
+from stages.folders import MARK, check_place, partial_of, publish, write_text
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
@@ -93,3 +93,17 @@ def test_a_real_full_device_is_reported(tmp_path: Path) -> None:
 def test_text_is_written_by_rename(tmp_path: Path) -> None:
     write_text(tmp_path / "sub" / "a.json", "{}")
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.json"]
+
+
+def test_a_place_that_cannot_be_written_in_the_end_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file is a file and not a folder; choose another --out"):
+        check_place(tmp_path / "file" / "out" / "deeper")
+    check_place(tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_permission_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.folders.os.access", lambda place, _: place != tmp_path)  # root may write anywhere
+    with pytest.raises(StorageError, match=r"no permission for .*; choose another --out"):
+        check_place(tmp_path / "out")

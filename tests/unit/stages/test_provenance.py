@@ -40,3 +40,14 @@ def test_an_interrupted_run_of_other_settings_is_begun_anew_and_what_changed_is_
     )
     assert not can_resume(Run("recover", {"tokens": 5, "rate": 0.1}, {"target": "abd"}), tmp_path)
     assert "input 'target' changed since the interrupted run: it was abc, now abd" in capsys.readouterr().err
+
+
+def test_settings_that_change_nothing_that_comes_out_neither_begin_anew_nor_do_again(tmp_path: Path) -> None:
+    def run(**settings: int) -> Run:
+        return Run("recover", settings, {"target": "abc"}, harmless=("checkpoint_every_s",))
+
+    run(tokens=5, checkpoint_every_s=60).write(tmp_path)
+    assert run(tokens=5, checkpoint_every_s=30).is_current(tmp_path)
+    assert can_resume(run(tokens=5, checkpoint_every_s=30), tmp_path)
+    assert not run(tokens=6, checkpoint_every_s=60).is_current(tmp_path)
+    assert not can_resume(run(tokens=6, checkpoint_every_s=30), tmp_path)
