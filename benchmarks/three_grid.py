@@ -68,6 +68,9 @@ class Grid(Settings):
         tokens: positions of each recovery, prompts (with half the weight) and answers.
         depth_tokens: positions of the recoveries that stand beside the paper's, which are answers' alone, as its loss has them; a
             merged model's two parents have half of them each.
+        depth_calibration_tokens: text that layers are chosen by.
+        learning_rate, adam_learning_rate: of recoveries, for matrices and for the rest.
+        scratch_learning_rate, scratch_adam_learning_rate: likewise of new models.
         nuteprune_steps: search and fine-tuning together.
         nuteprune_multiplier_rates: of its search, which has to arrive within so many steps, by the wanted sparsity.
     """
@@ -90,12 +93,17 @@ class Grid(Settings):
         ("nuteprune:numerous", 0.25, "ragged"), ("nuteprune:numerous", 0.5, "ragged"),
     )  # fmt: skip
     calibration_tokens: int = 32768
+    depth_calibration_tokens: int = 16384
     evaluation_limit: int | None = 150
     answers: int = 800
     answer_tokens: int = 64
     tokens: int = 120_000
     depth_tokens: int = 40_000
     batch_tokens: int = 1024
+    learning_rate: float = 0.005
+    adam_learning_rate: float = 0.001
+    scratch_learning_rate: float = 0.02
+    scratch_adam_learning_rate: float = 0.004
     lora_rank: int = 16
     nuteprune_steps: int = 160
     nuteprune_multiplier_rates: dict[float, float] = Field(default_factory=lambda: {0.2: 10.0, 0.25: 10.0, 0.5: 30.0})
@@ -113,7 +121,8 @@ FULL = Grid(quick=False, seeds=(0, 1, 2))
 QUICK = Grid(
     quick=True, seeds=(0,), removed_layers=(6,), foreign=(), width_sparsities=(0.5,), recoveries=("uniform", "important_first"),
     structured_sparsities=(0.25,), served=(("depth:pruned", 0.25, "uniform"), ("cfsp:paper", 0.5, "uniform")),
-    calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000, depth_tokens=2_000,
+    calibration_tokens=4096, depth_calibration_tokens=4096, evaluation_limit=16, answers=96, answer_tokens=48, tokens=6_000,
+    depth_tokens=2_000,
     nuteprune_steps=10, judged_prompts=12, served_prompts=4, served_tokens=24, served_repeats=1, served_at_once=2,
     enforce_eager=True, cost_repeats=3,
 )  # fmt: skip

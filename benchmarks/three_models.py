@@ -111,8 +111,8 @@ class Workshop:
     def _fewer_layers(self, cell: Cell) -> Path:
         settings = PruneSettings(
             method=self.grid.depth_method, remove=round(cell.sparsity * self.grid.num_layers),
-            calibration=(self.prompts,), calibration_tokens=min(self.grid.calibration_tokens, 16384), seed=cell.seed,
-            dtype="float32",
+            calibration=(self.prompts,), calibration_tokens=self.grid.depth_calibration_tokens,
+            seed=cell.seed, dtype="float32",
         )  # type: ignore[arg-type]  # fmt: skip
         with alone(self._folder("pruned", settings)) as folder:
             if not up_to_date(prune_run(self.target, settings), folder):
@@ -144,11 +144,15 @@ class Workshop:
         return folder
 
     def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
-        """How recoveries train: cross-entropy on answers, and prompts with half the weight; arms differ in their data alone."""
+        """How recoveries train: cross-entropy on answers, and prompts with half the weight.
+
+        Arms differ in their data and see as many judged positions; shorter answers make more steps of them.
+        """
         grid = self.grid
         values: dict[str, Any] = {
             "kl_weight": 0.0, "ce_weight": 1.0, "tokens": grid.tokens, "batch_tokens": grid.batch_tokens,
-            "learning_rate": 0.005, "adam_learning_rate": 0.001, "seed": cell.seed, "mixed_precision": "no", **changes,
+            "learning_rate": grid.learning_rate, "adam_learning_rate": grid.adam_learning_rate, "seed": cell.seed,
+            "mixed_precision": "no", **changes,
         }  # fmt: skip
         return RecoverSettings(**values)
 
@@ -199,8 +203,8 @@ class Workshop:
             from_scratch=True,
             tokens=10**9,
             max_seconds=round(spent, 1),
-            learning_rate=0.02,
-            adam_learning_rate=0.004,
+            learning_rate=self.grid.scratch_learning_rate,
+            adam_learning_rate=self.grid.scratch_adam_learning_rate,
         )
         return self._recovered(self.pruned(selfdata), self.answers("reference", cell.seed), settings)
 

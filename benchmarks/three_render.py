@@ -180,10 +180,12 @@ def by_export(rows: Rows) -> str:
         for export in sorted({name.partition(":")[2] for name in own}):
             metrics = ("speedup", "tokens_per_s", "weights_mib")
             parameters = _percent(_negative(own.get(f"parameters_removed:{export}")))
-            lines.append(
-                [*_named(key)[:2], export, parameters, *(cell(own.get(f"{m}:{export}"), "{:.2f}") for m in metrics)]
-            )
-    return _lines(("method", "removed", "export", "parameters %", "speed-up", "tokens/s", "weights MiB"), lines)
+            speedup, tokens, weights = (own.get(f"{m}:{export}") for m in metrics)
+            target = None if speedup is None or tokens is None else Figure(tokens.value / speedup.value, None, None)
+            shown = (cell(figure, "{:.2f}") for figure in (speedup, tokens, target, weights))
+            lines.append([*_named(key)[:2], export, parameters, *shown])
+    heads = ("method", "removed", "export", "parameters %", "speed-up", "tokens/s", "target's", "weights MiB")
+    return _lines(heads, lines)
 
 
 def costs(rows: Rows) -> str:

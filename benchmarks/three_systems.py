@@ -70,7 +70,7 @@ def run_of(cell: Cell, grid: Grid) -> provenance.Run:
     if cell.recovery == FOREIGN:
         own = {**own, "foreign": f"{FOREIGN_PACKAGE} {FOREIGN_VERSION}"}
     settings = {**budgets, "cell": cell.slug, **own}
-    tasks = {name: file_hash(TASK_FOLDER / f"{name}.jsonl") for name in LOCAL_TASKS}
+    tasks = {file.name: file_hash(file) for name in LOCAL_TASKS for file in sorted(TASK_FOLDER.glob(f"{name}.*"))}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}
     return provenance.Run("three-systems", settings, {"target": checkpoint_hash(TARGET), **prompts, **tasks}, cell.seed)
 
@@ -173,14 +173,33 @@ LONGEST_FIRST = ("structured", "depth", "width", "acceptance")
 """Tables in the order in which several processes take a seed's cells, so that none is left with a long one at the end."""
 
 
+THREADS = "OMP_NUM_THREADS"
+
+
 def _measured_all(
     cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], jobs: int
 ) -> Iterator[tuple[Cell, Rows | str]]:
     """Each cell's rows, or the one line that says why there are none, as they come."""
     apart = [cell for cell in cells if jobs > 1 and cell.table not in OF_THIS_MACHINE]
     if apart:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-    left = sorted(apart, key=lambda cell: (cell.seed, LONGEST_FIRST.index(cell.table), -cell.sparsity))
+        given = os.environ.get(THREADS)
+        os.environ[THREADS] = given or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+        try:
+            yield from _measured_side_by_side(apart, grid, out, measure, jobs)
+        finally:
+            if given is None:  # what is timed alone takes all cores
+                del os.environ[THREADS]
+    for cell in cells:
+        if cell not in apart:
+            log(f"{cell.slug} …")
+            yield cell, _measured_or_why(cell, grid, out, measure)
+
+
+def _measured_side_by_side(
+    cells: Sequence[Cell], grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows], jobs: int
+) -> Iterator[tuple[Cell, Rows | str]]:
+    """Cells in several processes; where one of these is killed, the rest one by one."""
+    left = sorted(cells, key=lambda cell: (cell.seed, LONGEST_FIRST.index(cell.table), -cell.sparsity))
     while left:
         for cell, found in _measured_apart(list(left), grid, out, measure, jobs):
             left.remove(cell)
@@ -188,10 +207,6 @@ def _measured_all(
         if left and jobs == 1:
             yield left.pop(0), KILLED
         jobs = 1  # whose process was killed is not told: from here on one by one
-    for cell in cells:
-        if cell not in apart:
-            log(f"{cell.slug} …")
-            yield cell, _measured_or_why(cell, grid, out, measure)
 
 
 KILLED = "its process was killed, perhaps for want of memory"

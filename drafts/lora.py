@@ -48,7 +48,7 @@ def layer_ranks(rank: int, how: LoraRanks, importance: Sequence[float] | None, s
     if importance is None:
         raise InputError(
             f"lora_ranks {how!r}: the plan of {source} has no importance of layers; narrow the target with "
-            "'prune --method cfsp', or set lora_ranks to uniform"
+            "'prune --method cfsp' or one of its baselines, or set lora_ranks to uniform"
         )
     return allocated(rank, importance if how == "important_first" else mirrored(importance))
 

@@ -132,7 +132,7 @@ class WidthPlan(Plan):
     kept_groups: Rows | None = None
     """None for all."""
     importance: tuple[float, ...] | None = None
-    """n_l of CFSP for each layer, in (0, 1): more important layers keep more. None for methods without one."""
+    """n_l of CFSP for each layer, in (0, 1): more important layers keep more. None for masks."""
     down_bias: tuple[tuple[float, ...], ...] | None = None
     """FLAP's compensation: for each layer what is added to the bias of down_proj."""
     scores: dict[str, Any] = Field(default_factory=dict)

@@ -23,7 +23,7 @@ from stages.settings import validate
 from .. import pico
 
 FEW = {
-    "sparsity": 0.3, "steps": 54, "finetune_share": 0.12, "mask_rate": 0.5, "multiplier_rate": 0.6,
+    "sparsity": 0.3, "steps": 54, "finetune_share": 0.12, "mask_rate": 0.5, "multiplier_rate": 0.7,
     "snapshot_every": 0.03, "teacher_gap": 2, "sequence_length": 16, "batch_tokens": 64, "mixed_precision": "no",
     "multiple_of": 4,
 }  # fmt: skip
@@ -81,6 +81,21 @@ def test_a_run_reaches_its_sparsity_and_writes_what_it_kept(made):
     assert record["peak_memory_mib"] > 0
 
 
+def test_once_it_has_arrived_the_teacher_slides_back_to_the_intact_model(made):
+    record = provenance.read(made["whole"])
+    assert record is not None
+    search = [step for step in record["curve"] if "sparsity" in step]
+    arrived = next(place for place, step in enumerate(search) if step["sparsity"] >= 0.3 - FEW["snapshot_every"] / 2)
+    before, after = (
+        [-1 if step["teacher"] == "intact" else step["teacher"] for step in part]
+        for part in (search[: arrived + 1], search[arrived + 1 :])
+    )
+    assert before == sorted(before), "while it grows sparser, so does its teacher"
+    assert after == sorted(after, reverse=True)
+    assert max(before) >= max(after) >= 0
+    assert after[-1] == -1
+
+
 def test_a_search_that_falls_short_and_one_that_no_snapshot_taught_say_so(made, tmp_path, capsys):
     prune_masks(made["target"], tmp_path / "short", settings(made["text"], steps=6, multiplier_rate=0.01))
     said = capsys.readouterr().err
@@ -123,7 +138,7 @@ def test_a_finished_run_is_not_run_again(made, monkeypatch):
     assert prune_masks(made["target"], made["whole"], settings(made["text"])) == load_plan(made["whole"])
 
 
-@pytest.mark.parametrize(("step", "phase"), [(7, "search_step"), (3, "finetune_step")])
+@pytest.mark.parametrize(("step", "phase"), [(7, "search_step"), (44, "search_step"), (3, "finetune_step")])
 def test_interrupted_and_resumed_equals_uninterrupted(made, tmp_path, monkeypatch, step, phase):
     calls, real = 0, getattr(training.Trainer, phase)
 
