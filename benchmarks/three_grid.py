@@ -128,6 +128,11 @@ QUICK = Grid(
 )  # fmt: skip
 
 
+def recovery_of(arm: str) -> str:
+    """What follows the removal of layers."""
+    return NONE if arm == "depth:pruned" else "full"
+
+
 def models_of(grid: Grid) -> list[Cell]:
     """The cells that each need a model of their own: those of the tables depth, width and structured."""
     cells: list[Cell] = []
@@ -135,7 +140,7 @@ def models_of(grid: Grid) -> list[Cell]:
         for removed in grid.removed_layers:
             share = removed / grid.num_layers
             arms = [*ARMS, SCRATCH] if grid.scratch else list(ARMS)
-            cells += [Cell("depth", arm, share, NONE if arm == "depth:pruned" else "full", seed) for arm in arms]
+            cells += [Cell("depth", arm, share, recovery_of(arm), seed) for arm in arms]
             if removed == grid.removed_layers[-1]:
                 cells += [Cell("depth", arm, share, FOREIGN, seed) for arm in grid.foreign]
         for sparsity in grid.width_sparsities:
@@ -161,11 +166,6 @@ def cells_of(grid: Grid) -> list[Cell]:
         *(Cell("cost", method, grid.width_sparsities[-1], NONE, first) for method in (*BASELINES, *CRITERIA)),
         *(Cell("cost", method, grid.structured_sparsities[0], "lora", first) for method in TEACHERS),
         *(Cell("cost", m, grid.width_sparsities[-1], "important_first", first) for m in grid.recovered),
-        *(
-            Cell(
-                "cost", arm, grid.removed_layers[-1] / grid.num_layers, NONE if arm == "depth:pruned" else "full", first
-            )
-            for arm in ARMS
-        ),
+        *(Cell("cost", arm, grid.removed_layers[-1] / grid.num_layers, recovery_of(arm), first) for arm in ARMS),
     ]
     return [*models, *judged, *served, *costs]

@@ -170,7 +170,7 @@ def learning_rate_factor(done: float, warmup: float) -> float:
     return max((1 - done) / (1 - warmup), 0.0)
 
 
-def precision_of(asked: Literal["auto", "bf16", "no"]) -> str:
+def precision_of(asked: MixedPrecision) -> str:
     """bf16 or no: ``auto`` is bf16 on GPUs and on processors that have products of bfloat16."""
     if asked != "auto":
         return asked

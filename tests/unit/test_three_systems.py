@@ -7,13 +7,13 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.three_grid import FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
+from benchmarks.three_grid import FOREIGN, FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_models import Workshop, alone, seconds_of
 from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, side_by_side, two_sets_of_answers
 from benchmarks.three_render import three_systems as section
@@ -200,15 +200,19 @@ def test_what_is_served_belongs_to_the_cells_that_serve_it() -> None:
 def test_depths_recoveries_learn_answers_alone_and_their_budget_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     shop, made = Workshop(QUICK, Path("nowhere")), []
     monkeypatch.setattr(shop, "pruned", lambda cell: Path("pruned"))
-    monkeypatch.setattr(shop, "answers", lambda mode, seed, kind=None, foreign=False: Path(mode))
+    monkeypatch.setattr(
+        shop, "answers", lambda mode, seed, kind=None, foreign=False: Path(f"{mode}{' foreign' * foreign}")
+    )
     monkeypatch.setattr(shop, "_recovered", lambda pruned, data, settings: made.append((data.name, settings)) or data)
     share, changed = 0.25, QUICK.model_copy(update={"depth_tokens": 7})
     sft, selfdata = (Cell("depth", f"depth:{arm}", share, "full", 0) for arm in ("sft", "selfdata"))
     narrowed = Cell("width", "cfsp:paper", 0.5, "uniform", 0)
-    for cell in (sft, selfdata, narrowed):
+    foreign = [replace(cell, recovery=FOREIGN) for cell in (sft, selfdata)]
+    for cell in (sft, selfdata, narrowed, *foreign):
         shop.model(cell)
-    assert [data for data, _ in made] == ["reference", "direct", "direct"]
-    assert [(s.prompt_weight, s.tokens) for _, s in made] == [(0.0, 2000), (0.0, 2000), (0.5, 6000)]
+    assert [data for data, _ in made] == ["reference", "direct", "direct", "reference foreign", "direct foreign"]
+    budgets = [(s.prompt_weight, s.tokens) for _, s in made]
+    assert budgets == [(0.0, 2000), (0.0, 2000), (0.5, 6000), (0.0, 2000), (0.0, 2000)]
     scratch, cut = Cell("depth", "scratch", share, "full", 0), Cell("depth", "depth:pruned", share, NONE, 0)
     for cell, is_same in ((selfdata, False), (scratch, False), (narrowed, True), (cut, True)):
         assert (run_of(cell, QUICK).identity == run_of(cell, changed).identity) is is_same
