@@ -11,6 +11,7 @@ from pydantic import Field
 from stages.settings import Settings
 
 Rows = list[dict[str, Any]]
+Export = Literal["uniform", "ragged"]
 Table = Literal["depth", "width", "structured", "acceptance", "speed", "cost"]
 
 BASELINES = ("magnitude", "wanda_sp", "flap")
@@ -87,10 +88,12 @@ class Grid(Settings):
     structured_sparsities: tuple[float, ...] = (0.2, 0.25, 0.5)
     scratch: bool = True
     foreign: tuple[str, ...] = ("depth:sft", "depth:selfdata")
-    served: tuple[tuple[str, float, str], ...] = (
-        ("depth:pruned", 5 / 24, "uniform"), ("cfsp:paper", 0.3, "uniform"), ("cfsp:paper", 0.3, "ragged"),
+    served: tuple[tuple[str, float, Export], ...] = (
+        ("depth:pruned", 5 / 24, "uniform"), ("depth:pruned", 6 / 24, "uniform"),
+        ("cfsp:paper", 0.3, "uniform"), ("cfsp:paper", 0.3, "ragged"),
         ("cfsp:paper", 0.5, "uniform"), ("cfsp:paper", 0.5, "ragged"),
-        ("nuteprune:numerous", 0.25, "ragged"), ("nuteprune:numerous", 0.5, "ragged"),
+        ("nuteprune:numerous", 0.25, "uniform"), ("nuteprune:numerous", 0.25, "ragged"),
+        ("nuteprune:numerous", 0.5, "uniform"), ("nuteprune:numerous", 0.5, "ragged"),
     )  # fmt: skip
     calibration_tokens: int = 32768
     depth_calibration_tokens: int = 16384

@@ -6,10 +6,11 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.three_cost import peak_mib, scoring_over_forward
 from benchmarks.three_grid import NONE, Cell, Grid, Rows, row
-from benchmarks.three_models import ROOT, TARGET, Workshop, alone
+from benchmarks.three_models import HARMLESS, ROOT, TARGET, Export, Recipe, Workshop, alone
 from drafts.asking import Asking, ask_methods
 from drafts.blocks import blocks_of, conditions_of
 from drafts.cells import rows_of
@@ -24,6 +25,8 @@ from pruning.checkpoint import load_tokenizer
 from pruning.settings import WidthSettings
 from stages.hashing import checkpoint_hash, file_hash, value_hash
 
+SERVING = {"served_prompts", "served_tokens", "served_repeats", "served_at_once", "enforce_eager"}
+"""The grid's fields on how models are served."""
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 
 
@@ -46,6 +49,45 @@ def rows_of_evaluation(cell: Cell, found: Evaluation) -> Rows:
         ("bits_ratio", kept.bits_per_byte),
     )
     return [*(line for name, ratio in shares for line in of_ratio(cell, name, ratio)), *scores]
+
+
+def evaluation_of(grid: Grid) -> EvaluateSettings:
+    """How models are evaluated."""
+    return EvaluateSettings(limit=grid.evaluation_limit, dtype="float32")
+
+
+def judged_answers(grid: Grid) -> DistillSettings:
+    """How the target answers the prompts that drafts are judged on."""
+    return DistillSettings(backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens)
+
+
+def judging_of(grid: Grid) -> JudgeSettings:
+    """How models are judged as drafts."""
+    return JudgeSettings(num_speculative_tokens=grid.judged_tokens)
+
+
+def exports_of(cell: Cell, grid: Grid) -> list[Export]:
+    """In which shapes a cell's model is served."""
+    return [export for method, sparsity, export in grid.served if (method, sparsity) == (cell.method, cell.sparsity)]
+
+
+def made_with(cell: Cell, grid: Grid) -> dict[str, Any]:
+    """All settings that a cell's figures come from: of its model's stages, and of what measures it."""
+    recipe = Recipe(grid)
+    if cell.table == "speed":
+        for export in exports_of(cell, grid):
+            recipe.pruned(cell, export)
+    else:
+        recipe.model(cell)
+    own: dict[str, Any] = {
+        "acceptance": {
+            "answers": judged_answers(grid).model_dump(mode="json", exclude=HARMLESS),
+            "judging": judging_of(grid).model_dump(mode="json"),
+        },
+        "speed": grid.model_dump(mode="json", include=SERVING),
+        "cost": {"repeats": grid.cost_repeats},
+    }.get(cell.table, {"evaluation": evaluation_of(grid).model_dump(mode="json")})
+    return {"cell": cell.slug, "stages": recipe.stages, **own}
 
 
 class Measuring:
@@ -72,7 +114,7 @@ class Measuring:
 
     def evaluation(self) -> EvaluateSettings:
         """The same items for all models and seeds."""
-        return EvaluateSettings(limit=self.grid.evaluation_limit, dtype="float32")
+        return evaluation_of(self.grid)
 
     def size(self, folder: Path) -> dict[str, float]:
         """Parameters of a model, and which share of the target's it lacks."""
@@ -87,14 +129,9 @@ class Measuring:
 
     def acceptance(self, cell: Cell, folder: Path) -> Rows:
         """How far the target would follow the model as its draft, on the target's answers to validation prompts."""
-        answers = self.out / "stages" / "validation-answers"
-        grid = self.grid
-        settings = DistillSettings(
-            backend="transformers", max_prompts=grid.judged_prompts, max_tokens=grid.answer_tokens
-        )
+        answers, judging = self.out / "stages" / "validation-answers", judging_of(self.grid)
         with alone(answers):
-            distill(TARGET, VALIDATION, answers, settings)
-        judging = JudgeSettings(num_speculative_tokens=grid.judged_tokens)
+            distill(TARGET, VALIDATION, answers, judged_answers(self.grid))
         found = judge(TARGET, self.shop.model(cell), answers, folder / "judged.json", judging)
         positions = sum(f.positions for f in found)
         rows = []
@@ -111,8 +148,8 @@ class Measuring:
 
     def speed(self, cell: Cell, folder: Path) -> Rows:
         """Served beside the target, plain decoding, in all exports that the grid names."""
-        exports = [e for method, sparsity, e in self.grid.served if (method, sparsity) == (cell.method, cell.sparsity)]
-        models = {export: self.shop.pruned(cell, export) for export in exports}  # type: ignore[arg-type]
+        exports = exports_of(cell, self.grid)
+        models = {export: self.shop.pruned(cell, export) for export in exports}
         rows: Rows = []
         for start in range(0, len(exports), self.grid.served_at_once):
             rows += self._served_rows(

@@ -8,16 +8,18 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from benchmarks.three_grid import FOREIGN, NONE, SCRATCH, Cell, Grid
+from benchmarks.three_grid import FOREIGN, NONE, SCRATCH, Cell, Export, Grid
+from drafts import distilling, recovery
 from drafts.distilling import DistillSettings, distill
 from drafts.merging import MergeSettings, merge
 from drafts.recovery import recover
 from drafts.training import RecoverSettings
+from pruning.nuteprune import state
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.stage import prune_masks
 from pruning.prune import prune, prune_run
@@ -45,7 +47,8 @@ STAGES = {
 }  # fmt: skip
 """Which time a folder of a stage counts to, by the first part of its name."""
 
-Export = Literal["uniform", "ragged"]
+HARMLESS = {*recovery.HARMLESS, *distilling.HARMLESS, *state.HARMLESS}
+"""Settings of stages that say how the work is done and not what comes out."""
 
 
 @contextmanager
@@ -71,6 +74,12 @@ class Workshop:
         parts = [part.model_dump_json() if isinstance(part, Settings) else str(part) for part in made_from]
         return self._out / f"{stage}-{value_hash(parts)[:12]}"
 
+    def _make(self, stage: str, made_from: Sequence[Any], work: Callable[[Path], None]) -> Path:
+        """The folder of a stage, made by ``work`` where it is not there."""
+        with alone(self._folder(stage, *made_from)) as folder:
+            work(folder)
+        return folder
+
     def answers(self, mode: str, seed: int, kind: str | None = None, foreign: bool = False) -> Path:
         """Training data: ``direct``, the target's own answers, or ``reference``, those of the prompts' own text."""
         grid = self.grid
@@ -79,9 +88,10 @@ class Workshop:
             backend="transformers", max_prompts=grid.answers, max_tokens=grid.answer_tokens, seed=seed,
             mixture={mode: 1.0}, kinds=None if kind is None else (kind,),  # type: ignore[dict-item]
         )  # fmt: skip
-        with alone(self._folder("data", settings, *((prompts.name,) if foreign else ()))) as folder:
-            distill(self.target, prompts, folder, settings)
-        return folder
+        return self._make(
+            "data", (settings, *((prompts.name,) if foreign else ())),
+            lambda folder: distill(self.target, prompts, folder, settings),
+        )  # fmt: skip
 
     def _foreign_prompts(self) -> Path:
         """At most as many prompts of each kind as training has, made likewise from a library that the target never saw."""
@@ -114,10 +124,12 @@ class Workshop:
             calibration=(self.prompts,), calibration_tokens=self.grid.depth_calibration_tokens,
             seed=cell.seed, dtype="float32",
         )  # type: ignore[arg-type]  # fmt: skip
-        with alone(self._folder("pruned", settings)) as folder:
+
+        def cut(folder: Path) -> None:
             if not up_to_date(prune_run(self.target, settings), folder):
                 prune(self.target, folder, settings)
-        return folder
+
+        return self._make("pruned", (settings,), cut)
 
     def _masked(self, cell: Cell, export: Export) -> Path:
         values = {
@@ -126,9 +138,7 @@ class Workshop:
             "export": export, "seed": cell.seed, "calibration": (self.prompts,), "mixed_precision": "no",
         }  # fmt: skip
         settings = validate(NutePruneSettings, values, cell.slug)
-        with alone(self._folder("nuteprune", settings)) as folder:
-            prune_masks(self.target, folder, settings)
-        return folder
+        return self._make("nuteprune", (settings,), lambda folder: prune_masks(self.target, folder, settings))
 
     def _narrower(self, cell: Cell, export: Export) -> Path:
         method, _, criterion = cell.method.partition(":")
@@ -138,10 +148,12 @@ class Workshop:
             "dtype": "float32",
         }  # fmt: skip
         settings = validate(WidthSettings, values, cell.slug)
-        with alone(self._folder("narrowed", settings)) as folder:
+
+        def narrow(folder: Path) -> None:
             if not up_to_date(width_run(self.target, settings), folder):
                 prune_width(self.target, folder, settings)
-        return folder
+
+        return self._make("narrowed", (settings,), narrow)
 
     def training(self, cell: Cell, **changes: Any) -> RecoverSettings:
         """How recoveries train: cross-entropy on answers, and prompts with half the weight.
@@ -157,9 +169,9 @@ class Workshop:
         return RecoverSettings(**values)
 
     def _recovered(self, pruned: Path, data: Path, settings: RecoverSettings) -> Path:
-        with alone(self._folder("recovered", pruned, data, settings)) as folder:
-            recover(self.target, pruned, data, folder, settings)
-        return folder
+        return self._make(
+            "recovered", (pruned, data, settings), lambda folder: recover(self.target, pruned, data, folder, settings)
+        )
 
     def model(self, cell: Cell) -> Path:
         """The model that a cell measures."""
@@ -190,23 +202,52 @@ class Workshop:
         half = self._on_answers(cell, max(1, self.grid.depth_tokens // 2))
         pruned = self.pruned(cell)
         parents = [self._recovered(pruned, self.answers("direct", cell.seed, kind), half) for kind in ("code", "chat")]
-        with alone(self._folder("merged", *parents)) as folder:
-            merge(self.target, parents[0], parents[1], folder, MergeSettings())
-        return folder
+        settings = MergeSettings()
+        return self._make(
+            "merged", (*parents, settings), lambda folder: merge(self.target, parents[0], parents[1], folder, settings)
+        )
 
     def _from_scratch(self, cell: Cell) -> Path:
         """New weights of the pruned model's shape, trained on the corpus for as long as pruning and recovery took together."""
         selfdata = Cell(cell.table, "depth:selfdata", cell.sparsity, cell.recovery, cell.seed)
-        spent = seconds_of(self.pruned(selfdata)) + seconds_of(self.model(selfdata))
         settings = self.training(
             cell,
             from_scratch=True,
             tokens=10**9,
-            max_seconds=round(spent, 1),
+            max_seconds=self._seconds(self.pruned(selfdata), self.model(selfdata)),
             learning_rate=self.grid.scratch_learning_rate,
             adam_learning_rate=self.grid.scratch_adam_learning_rate,
         )
         return self._recovered(self.pruned(selfdata), self.answers("reference", cell.seed), settings)
+
+    def _seconds(self, *folders: Path) -> float:
+        """How long the stages took that wrote these folders."""
+        return round(sum(seconds_of(folder) for folder in folders), 1)
+
+
+class Recipe(Workshop):
+    """Makes nothing, and notes what each stage of a cell's model would be made with: settings, and what prompts of its own."""
+
+    def __init__(self, grid: Grid):
+        super().__init__(grid, Path())
+        self.stages: list[dict[str, Any]] = []
+
+    def _make(self, stage: str, made_from: Sequence[Any], work: Callable[[Path], None]) -> Path:
+        used = [
+            part.model_dump(mode="json", exclude={"calibration", *HARMLESS}) if isinstance(part, Settings) else part
+            for part in made_from
+            if not isinstance(part, Path)
+        ]
+        noted = {stage: used}
+        if noted not in self.stages:
+            self.stages.append(noted)
+        return self._folder(stage, *made_from)
+
+    def _foreign_prompts(self) -> Path:
+        return Path(f"{FOREIGN_PACKAGE}-{FOREIGN_VERSION}.jsonl")
+
+    def _seconds(self, *folders: Path) -> float:
+        return 1.0
 
 
 def seconds_of(folder: Path) -> float:

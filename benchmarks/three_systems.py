@@ -22,9 +22,9 @@ from typing import Any
 
 import typer
 
-from benchmarks.three_grid import ARMS, FOREIGN, FULL, NONE, QUICK, SCRATCH, TEACHERS, Cell, Grid, Rows, cells_of
-from benchmarks.three_measuring import VALIDATION, Measuring
-from benchmarks.three_models import FOREIGN_PACKAGE, FOREIGN_VERSION, TARGET, TRAIN
+from benchmarks.three_grid import FULL, QUICK, Cell, Grid, Rows, cells_of
+from benchmarks.three_measuring import VALIDATION, Measuring, made_with
+from benchmarks.three_models import TARGET, TRAIN
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
@@ -40,39 +40,14 @@ OF_THIS_MACHINE = ("speed", "cost")
 
 
 def run_of(cell: Cell, grid: Grid) -> provenance.Run:
-    """The identity of a cell, to ask whether its folder is current: itself, the budgets, target, prompts and tasks.
+    """The identity of a cell, to ask whether its folder is current: all that its figures come from, settings and files.
 
-    What other cells the grid has does not belong to it, nor do the rates of NutePrune's multipliers and the budget of depth's
-    recoveries to other methods' cells; a model from scratch is trained for as long as one of those recoveries.
+    Other cells of the grid do not belong to it.
     """
-    budgets = grid.model_dump(
-        mode="json",
-        exclude={
-            "seeds",
-            "removed_layers",
-            "width_sparsities",
-            "structured_sparsities",
-            "recovered",
-            "recovered_sparsities",
-            "recoveries",
-            "scratch",
-            "foreign",
-            *(() if cell.method in TEACHERS else ("nuteprune_multiplier_rates",)),
-            *(() if cell.method in (*ARMS[1:], SCRATCH) else ("depth_tokens",)),
-        },
-    )
-    served = [item for item in budgets.pop("served") if item[:2] == [cell.method, cell.sparsity]]
-    own = {"speed": {"served": served, "answers": "of one length"}, "cost": {"timed": "alone"}}.get(cell.table, {})
-    if cell.table == "cost" and cell.recovery not in (NONE, "lora"):
-        own = {"timed": "alone, with its answers"}
-    if cell.method in TEACHERS and cell.table not in OF_THIS_MACHINE:
-        own = {**own, "opened_again": "wholly"}
-    if cell.recovery == FOREIGN:
-        own = {**own, "foreign": f"{FOREIGN_PACKAGE} {FOREIGN_VERSION}"}
-    settings = {**budgets, "cell": cell.slug, **own}
     tasks = {file.name: file_hash(file) for name in LOCAL_TASKS for file in sorted(TASK_FOLDER.glob(f"{name}.*"))}
     prompts = {"train": file_hash(TRAIN), "validation": file_hash(VALIDATION)}
-    return provenance.Run("three-systems", settings, {"target": checkpoint_hash(TARGET), **prompts, **tasks}, cell.seed)
+    inputs = {"target": checkpoint_hash(TARGET), **prompts, **tasks}
+    return provenance.Run("three-systems", made_with(cell, grid), inputs, cell.seed)
 
 
 def known(cell: Cell, grid: Grid, out: Path) -> Rows | None:

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks import three_models
 from benchmarks.three_grid import FOREIGN, FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
+from benchmarks.three_measuring import made_with
 from benchmarks.three_models import Workshop, alone, seconds_of
 from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, side_by_side, two_sets_of_answers
 from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import KILLED, Found, known, measured, record_of, run_grid, run_of, would_be_here
+from pruning.nuteprune.settings import NutePruneSettings
 from stages import provenance
 from stages.errors import EngineError
 
@@ -170,15 +173,45 @@ def test_published_rows_of_other_budgets_are_measured_anew(tmp_path: Path) -> No
     cells = models_of(QUICK)[:2]
     before = record_of(run_grid(cells, QUICK, tmp_path / "one", Counting()), cells, QUICK, tmp_path / "one")
     counting = Counting()
-    run_grid(cells, QUICK.model_copy(update={"tokens": 1}), tmp_path / "two", counting, before=before)
+    fewer = QUICK.model_copy(update={"depth_calibration_tokens": 1})
+    run_grid(cells, fewer, tmp_path / "two", counting, before=before)
     assert counting.asked == [cell.slug for cell in cells]
 
 
 def test_other_budgets_are_measured_anew_but_other_cells_change_nothing(tmp_path: Path) -> None:
     measured(CELL, QUICK, tmp_path, Counting())
     assert known(CELL, QUICK, tmp_path) is not None
-    assert known(CELL, QUICK.model_copy(update={"seeds": (0, 1), "width_sparsities": (0.2,)}), tmp_path) is not None
-    assert known(CELL, QUICK.model_copy(update={"tokens": 1}), tmp_path) is None
+    others = {"seeds": (0, 1), "width_sparsities": (0.2,), "tokens": 1, "nuteprune_steps": 1}
+    assert known(CELL, QUICK.model_copy(update=others), tmp_path) is not None
+    assert known(CELL, QUICK.model_copy(update={"calibration_tokens": 1}), tmp_path) is None
+
+
+def test_a_default_of_the_product_is_part_of_what_a_cell_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, scratch = Cell("structured", "nuteprune:intact", 0.25, "lora", 0), Cell("depth", "scratch", 0.25, "full", 0)
+    cells = (masked, scratch, CELL)
+    before = [run_of(cell, QUICK).identity for cell in cells]
+
+    class Other(NutePruneSettings):
+        teacher_gap: int = 3
+        checkpoint_every_s: float = 1.0
+
+    monkeypatch.setattr(three_models, "NutePruneSettings", Other)
+    assert [run_of(cell, QUICK).identity == was for cell, was in zip(cells, before, strict=True)] == [False, True, True]
+    noted = json.dumps(before)
+    assert "checkpoint_every_s" not in noted
+    assert str(Path.cwd()) not in noted
+
+
+def test_what_a_cell_was_made_with_names_every_stage_of_its_model() -> None:
+    def stages(cell: Cell) -> list[str]:
+        return [name for stage in made_with(cell, FULL)["stages"] for name in stage]
+
+    assert stages(Cell("depth", "depth:pruned", 0.25, NONE, 0)) == ["pruned"]
+    assert stages(Cell("depth", "depth:merged", 0.25, "full", 0)) == ["pruned", "data", "recovered", "data", "merged"]
+    assert stages(Cell("acceptance", "cfsp:paper", 0.5, "uniform", 0)) == ["narrowed", "data", "recovered"]
+    assert stages(Cell("speed", "cfsp:paper", 0.5, NONE, 0)) == ["narrowed", "narrowed"], "in both shapes"
+    foreign = made_with(Cell("depth", "depth:sft", 0.25, FOREIGN, 0), FULL)["stages"]
+    assert "networkx" in foreign[0]["data"][1]
 
 
 def test_of_tables_that_are_left_out_what_is_known_stays(tmp_path: Path) -> None:
