@@ -114,7 +114,7 @@ class Grid(Settings):
     judged_tokens: int = 4
     served_prompts: int = 16
     served_tokens: int = 64
-    served_repeats: int = 2
+    served_repeats: int = 6
     served_at_once: int = 3
     enforce_eager: bool = False
     cost_repeats: int = 7
