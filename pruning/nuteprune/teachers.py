@@ -30,13 +30,17 @@ def growing(num_snapshots: int, gap: int) -> int | None:
 def sliding(remaining: int, steps: int, num_snapshots: int, gap: int) -> int | None:
     """The teacher once the target is reached: from about ``gap`` entries back, in equal intervals, to the intact model.
 
+    The paper's interval is I = max(1, steps // (N + 1)) and its phase remaining // I - gap. Rounded down like that, intervals are up
+    to half too short, and the teacher would leap forward to the student's newest snapshots, or, with fewer steps than snapshots,
+    far back. Here the interval is steps / (N + 1), which is the same where that is whole.
+
     Args:
         remaining: steps of the search that are left.
         steps: how many were left when the target was reached.
-        num_snapshots: N. The interval is I = max(1, steps // (N + 1)).
-        gap: as for ``growing``; the phase is remaining // I - gap.
+        num_snapshots: N, as many as there were when it was reached.
+        gap: as for ``growing``.
     """
-    phase = remaining // max(1, steps // (num_snapshots + 1)) - gap
+    phase = remaining * (num_snapshots + 1) // max(1, steps) - gap
     return min(phase, num_snapshots - 1) if phase >= 0 and num_snapshots else None
 
 

@@ -115,7 +115,8 @@ class Trainer:
         self._update(value + penalty(sparsity, aim, state.multipliers.to(sparsity.device)))
         clamp_all(state.log_alphas)
         now = float(expected(state.log_alphas, self.units).detach())
-        if teachers.snapshot_due(now, state.snapshot_sparsity, self.settings.snapshot_every):
+        growing = state.slide_from is None
+        if growing and teachers.snapshot_due(now, state.snapshot_sparsity, self.settings.snapshot_every):
             state.take_snapshot(deterministic_all(state.log_alphas), now)
         return {"sparsity": now, "aim": aim, "teacher": "intact" if which is None else which, **seen}
 

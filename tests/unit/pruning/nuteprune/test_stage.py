@@ -13,6 +13,7 @@ from pruning.nuteprune import training
 from pruning.nuteprune.settings import NutePruneSettings
 from pruning.nuteprune.stage import prune_masks
 from pruning.nuteprune.state import FILE, State
+from pruning.nuteprune.teachers import snapshot_due
 from pruning.plan import load_plan
 from pruning.prune import prune_by_plan
 from pruning.settings import read_prune_settings
@@ -94,6 +95,11 @@ def test_once_it_has_arrived_the_teacher_slides_back_to_the_intact_model(made):
     assert after == sorted(after, reverse=True)
     assert max(before) >= max(after) >= 0
     assert after[-1] == -1
+    taken, last = 0, 0.0
+    for step in search[: arrived + 1]:
+        if snapshot_due(step["sparsity"], last, FEW["snapshot_every"]):
+            taken, last = taken + 1, step["sparsity"]
+    assert record["figures"]["num_snapshots"] == taken, "none is taken beyond the wanted sparsity"
 
 
 def test_a_search_that_falls_short_and_one_that_no_snapshot_taught_say_so(made, tmp_path, capsys):

@@ -32,10 +32,22 @@ def test_after_the_target_the_teacher_slides_back_to_the_intact_model():
 
 def test_short_slides_stay_within_the_snapshots():
     assert teachers.sliding(40, 40, 3, 10) is None  # an interval of 10: phase 4 - 10
-    assert teachers.sliding(40, 40, 60, 10) == 30  # an interval of 1: phase 40 - 10
-    assert teachers.sliding(90, 90, 60, 10) == 59  # phase 80, but 60 snapshots
     assert teachers.sliding(40, 40, 0, 10) is None
-    assert teachers.sliding(5, 5, 3, 1) == 2  # phase 5 - 1, three snapshots
+    assert teachers.sliding(5, 5, 3, 1) == 2  # phase 4 - 1, three snapshots
+    assert teachers.sliding(1, 0, 3, 1) == 2
+
+
+@pytest.mark.parametrize("num_snapshots", [17, 40])
+@pytest.mark.parametrize("steps", [1, 20, 35, 36, 75, 210])
+def test_a_slide_begins_where_the_growing_ended_and_never_leaps(num_snapshots, steps):
+    """Where steps // (N + 1) is rounded down, the paper's formula leaps ahead, and with fewer steps than snapshots far back."""
+    found = [teachers.sliding(remaining, steps, num_snapshots, 10) for remaining in range(steps, 0, -1)]
+    found = [-1 if teacher is None else teacher for teacher in found]
+    assert found[0] == teachers.growing(num_snapshots, 10) + 1
+    largest = -(-(num_snapshots + 1) // steps)
+    assert all(0 <= before - after <= largest for before, after in zip(found, found[1:], strict=False))
+    if steps > num_snapshots:
+        assert found[-1] == -1
 
 
 def test_the_schedule_turns_when_the_target_is_reached():
