@@ -5,8 +5,8 @@
 # make results  the comparison on all held-out prompts (PER_KIND=50: on a seeded sample) → benchmarks/reference.json, RESULTS.md
 # make results-draft  the levers side by side, and the draft beside other methods → benchmarks/draft.json, RESULTS.md
 # make results-floor  the last part of that alone: the pair where many share the engine → benchmarks/floor.json, RESULTS.md
-# make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes)
-#                             → benchmarks/three_systems.json, RESULTS.md
+# make results-three-systems  CFSP, NutePrune and self-data distillation beside their baselines (QUICK=1: ten minutes;
+#                             FRESH=1: nothing from the published file, hours) → benchmarks/three_systems.json, RESULTS.md
 # make bench-gateway  the gateway's overhead beside nginx, smg and LiteLLM, then its promises (20 minutes)
 #                     → benchmarks/gateway.json, RESULTS.md
 # make loadtest  plain and draft of the demo's pair under load, beside each other → build/loadtest/reference.json, .html
@@ -90,7 +90,7 @@ results-floor: compiled
 	$(BIN)/python -m benchmarks.render
 
 results-three-systems: setup-evaluation
-	$(PRELOAD) $(BIN)/python -m benchmarks.three_systems $(if $(QUICK),--quick); code=$$?; $(BIN)/python -m benchmarks.render; exit $$code
+	$(PRELOAD) $(BIN)/python -m benchmarks.three_systems $(if $(QUICK),--quick) $(if $(FRESH),--fresh); code=$$?; $(BIN)/python -m benchmarks.render; exit $$code
 
 # Suffix decoding is built from source and needs a C++ compiler; a comparison without it leaves it out and says so.
 setup-suffix: setup

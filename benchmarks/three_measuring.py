@@ -27,6 +27,8 @@ from stages.hashing import checkpoint_hash, file_hash, value_hash
 
 SERVING = {"served_prompts", "served_tokens", "served_repeats", "served_at_once", "enforce_eager"}
 """The grid's fields on how models are served."""
+KEPT = ("retention", "retention_above_chance", "bits_ratio")
+"""What an evaluation says of a model beside its target, as metrics."""
 VALIDATION = ROOT / "reference" / "prompts" / "validation.jsonl"
 
 
@@ -43,11 +45,7 @@ def rows_of_evaluation(cell: Cell, found: Evaluation) -> Rows:
     kept = found.retention
     if kept is None:
         return scores
-    shares = (
-        ("retention", kept.plain),
-        ("retention_above_chance", kept.above_chance),
-        ("bits_ratio", kept.bits_per_byte),
-    )
+    shares = zip(KEPT, (kept.plain, kept.above_chance, kept.bits_per_byte), strict=True)
     return [*(line for name, ratio in shares for line in of_ratio(cell, name, ratio)), *scores]
 
 
@@ -79,14 +77,15 @@ def made_with(cell: Cell, grid: Grid) -> dict[str, Any]:
             recipe.pruned(cell, export)
     else:
         recipe.model(cell)
+    evaluated = {"evaluation": evaluation_of(grid).model_dump(mode="json")}
     own: dict[str, Any] = {
         "acceptance": {
             "answers": judged_answers(grid).model_dump(mode="json", exclude=HARMLESS),
             "judging": judging_of(grid).model_dump(mode="json"),
         },
-        "speed": grid.model_dump(mode="json", include=SERVING),
+        "speed": {**grid.model_dump(mode="json", include=SERVING), **evaluated},
         "cost": {"repeats": grid.cost_repeats},
-    }.get(cell.table, {"evaluation": evaluation_of(grid).model_dump(mode="json")})
+    }.get(cell.table, evaluated)
     return {"cell": cell.slug, "stages": recipe.stages, **own}
 
 
@@ -144,10 +143,14 @@ class Measuring:
             else:
                 mean = sum(v * f.positions for v, f in zip(values, found, strict=True)) / positions
             rows.append(row(cell, metric, mean, min(values), max(values)))
+        for temperature in sorted({f.temperature for f in found}):
+            own = [f for f in found if f.temperature == temperature]
+            steps = sum(f.positions / f.acceptance_lengths[-1] for f in own)
+            rows.append(row(cell, f"acceptance_length:{temperature:g}", sum(f.positions for f in own) / steps))
         return rows
 
     def speed(self, cell: Cell, folder: Path) -> Rows:
-        """Served beside the target, plain decoding, in all exports that the grid names."""
+        """Served beside the target, plain decoding, in all exports that the grid names; and what each of them keeps."""
         exports = exports_of(cell, self.grid)
         models = {export: self.shop.pruned(cell, export) for export in exports}
         rows: Rows = []
@@ -156,8 +159,10 @@ class Measuring:
                 cell, {e: models[e] for e in exports[start : start + self.grid.served_at_once]}, folder
             )
         for export, model in models.items():
-            size = self.size(model)
-            rows += [row(cell, f"{name}:{export}", value) for name, value in size.items()]
+            found = evaluate(model, folder / f"{export}.json", self.evaluation(), against=self.target_result())
+            kept = [r for r in rows_of_evaluation(cell, found) if r["metric"] in KEPT]
+            rows += [{**r, "metric": f"{r['metric']}:{export}"} for r in kept]
+            rows += [row(cell, f"{name}:{export}", value) for name, value in self.size(model).items()]
             rows.append(
                 row(cell, f"weights_mib:{export}", sum(f.stat().st_size for f in model.glob("*.safetensors")) / 2**20)
             )

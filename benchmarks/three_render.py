@@ -141,11 +141,12 @@ def acceptance(rows: Rows) -> str:
     length = {key: own.get("acceptance_length") or own[OVER_POSITIONS] for key, own in found.items()}
     order = sorted(found, key=lambda key: -length[key].value)
     mark = {key: "" if "acceptance_length" in found[key] else "*" for key in found}
-    heads = [*NAMES, "acceptance length", "overlap", "agreement"]
+    heads = [*NAMES, "acceptance length", "greedy answers", "at T = 1", "overlap", "agreement"]
     lines = [
         [
             *_named(key),
             cell(length[key]) + mark[key],
+            *(cell(found[key].get(f"acceptance_length:{temperature}")) for temperature in (0, 1)),
             *(cell(found[key].get(name)) for name in ("overlap", "agreement")),
         ]
         for key in order
@@ -178,13 +179,17 @@ def by_export(rows: Rows) -> str:
     lines = []
     for key, own in figures(rows, "speed").items():
         for export in sorted({name.partition(":")[2] for name in own}):
-            metrics = ("speedup", "tokens_per_s", "weights_mib")
+            metrics = ("speedup", "tokens_per_s", "weights_mib", "bits_ratio")
             parameters = _percent(_negative(own.get(f"parameters_removed:{export}")))
-            speedup, tokens, weights = (own.get(f"{m}:{export}") for m in metrics)
+            kept = (_percent(own.get(f"{name}:{export}")) for name in ("retention", "retention_above_chance"))
+            speedup, tokens, weights, bits = (own.get(f"{m}:{export}") for m in metrics)
             target = None if speedup is None or tokens is None else Figure(tokens.value / speedup.value, None, None)
             shown = (cell(figure, "{:.2f}") for figure in (speedup, tokens, target, weights))
-            lines.append([*_named(key)[:2], export, parameters, *shown])
-    heads = ("method", "removed", "export", "parameters %", "speed-up", "tokens/s", "target's", "weights MiB")
+            lines.append([*_named(key)[:2], export, parameters, *shown, *kept, cell(bits)])
+    heads = (
+        "method", "removed", "export", "parameters %", "speed-up", "tokens/s", "target's", "weights MiB", "retention %",
+        "above chance %", "bits/byte ratio",
+    )  # fmt: skip
     return _lines(heads, lines)
 
 

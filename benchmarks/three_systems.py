@@ -25,6 +25,7 @@ import typer
 from benchmarks.three_grid import FULL, QUICK, Cell, Grid, Rows, cells_of
 from benchmarks.three_measuring import VALIDATION, Measuring, made_with
 from benchmarks.three_models import TARGET, TRAIN
+from benchmarks.three_render import three_systems as section
 from evaluation.settings import LOCAL_TASKS, TASK_FOLDER
 from stages import provenance
 from stages.errors import CheckFailed, InputError, UnderstudyError
@@ -129,6 +130,8 @@ def run_grid(
         if rows is not None:
             found.rows[cell.slug] = rows
     elsewhere = {c.slug for c in asked if c.slug in found.earlier and not would_be_here(c, found.earlier[c.slug])}
+    if taken := sum(cell.slug in found.earlier and cell.slug not in elsewhere for cell in asked):
+        log(f"{taken} of {len(asked)} cells are taken from the record of an earlier run; --fresh measures them here")
     missing = [cell for cell in asked if cell.slug not in found.rows or cell.slug in elsewhere]  # these stay until then
     started = time.monotonic()
     results = _measured_all(missing, grid, out, measure, jobs)
@@ -267,6 +270,9 @@ def main(
         help="cells measured at a time, for a machine with many cores or a GPU; timings are taken alone all the same",
     ),
     seeds: list[int] = typer.Option([], "--seed", help="measure the cells of this seed only; repeat for more"),
+    fresh: bool = typer.Option(
+        False, "--fresh", help="take no figures from the published file: hours on two cores; goes on where it stopped"
+    ),
     out: Path = typer.Option(
         Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
     ),
@@ -282,7 +288,7 @@ def main(
     if strange := set(seeds) - set(grid.seeds):
         raise InputError(f"--seed {min(strange)}: no such seed; one of {', '.join(map(str, grid.seeds))}")
     file = place_of(quick, folder)
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not fresh else None
 
     def save(found: Found) -> None:
         write_text(file, json.dumps(record_of(found, cells, grid, folder), indent=1) + "\n")
@@ -290,6 +296,10 @@ def main(
     found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs)
     save(found)
     print(f"{file}: {len(found.rows)} of {len(cells)} cells")
+    if file != PUBLISHED:  # which RESULTS.md shows
+        tables = file.with_name("RESULTS.md")
+        write_text(tables, section(record_of(found, cells, grid, folder)) + "\n")
+        print(tables)
     if found.failed:
         raise CheckFailed(
             f"{len(found.failed)} of {len(cells)} cells failed: {', '.join(found.failed)}; run the same command again"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -362,4 +362,18 @@ def distill(target: Path, prompts_file: Path, out: Path, settings: DistillSettin
         finally:
             writer.close()
         run.write(folder, data_sha256=file_hash(folder / DATA), num_records=len(prompts))
-    log(f"{out}: {len(prompts)} answers")
+    log(f"{out}: {len(prompts)} answers{rewritten(out, settings)}")
+
+
+def rewritten(data: Path, settings: DistillSettings) -> str:
+    """What became of rewrites, in words for the log; nothing where none was asked for."""
+    if not settings.mixture.get("rewrite"):
+        return ""
+    records = read_data(data / DATA)
+    asked = Counter(record["selected"] for record in records if record["mode"] == "rewrite")
+    kept, texts = asked.pop("rewrite", 0), sum(record["mode"] == "reference" for record in records)
+    why = f" ({'; '.join(f'{reason}: {number}' for reason, number in asked.most_common())})" if asked else ""
+    return (
+        f"; {kept} rewrites, {asked.total()} that gave way to their reference{why}, {texts} references (of text to be continued, "
+        "or by the mixture)"
+    )

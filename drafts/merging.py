@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from drafts.packaging import SCHEMA_VERSION
+from drafts.parallel import CONFIG_KEY
 from drafts.trained_on import read_trained_on, write_trained_on
 from pruning.checkpoint import load_model, write_checkpoint
 from pruning.plan import load_plan
@@ -21,11 +22,13 @@ from stages.errors import InputError
 from stages.folders import publish, read_json, write_text
 from stages.hashing import checkpoint_hash, tokenizer_hash
 from stages.progress import log
-from stages.provenance import Run, up_to_date
+from stages.provenance import Run, read, up_to_date
 from stages.settings import Settings
 
 NEARLY_PARALLEL = 1e-4
 """Below this sine of the angle the arc is straight within float32 and is walked linearly."""
+
+ADVICE = "only recoveries of the same pruned model can be merged"
 
 
 class MergeSettings(Settings):
@@ -57,7 +60,7 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
 
 
 def check_parents(target_hash: str, first: Path, second: Path) -> None:
-    """Both must come from the same plan of this target.
+    """Both must be recoveries of the same weights: the same plan of this target, and the same pruned model where they say so.
 
     Raises:
         InputError: names the parent that does not fit.
@@ -65,9 +68,20 @@ def check_parents(target_hash: str, first: Path, second: Path) -> None:
     plans = [load_plan(parent) for parent in (first, second)]
     for parent, plan in zip((first, second), plans, strict=True):
         plan.check_target(target_hash, str(parent / "plan.json"))
-    plans[1].check_same_parts(
-        plans[0], str(second), str(first), "only recoveries of the same pruned model can be merged"
-    )
+    plans[1].check_same_parts(plans[0], str(second), str(first), ADVICE)
+    made = [read(parent) or {} for parent in (first, second)]
+    for parent, record in zip((first, second), made, strict=True):
+        if (record.get("settings") or {}).get("from_scratch"):
+            raise InputError(f"{parent}: was trained from scratch; {ADVICE}")
+    weights = [(record.get("inputs") or {}).get("pruned") for record in made]
+    if None not in weights and weights[0] != weights[1]:
+        raise InputError(f"{second}: was recovered from other weights than {first}; {ADVICE}")
+    marks = [read_json(parent / "config.json", "copy the draft again").get(CONFIG_KEY) for parent in (first, second)]
+    if marks[0] != marks[1]:
+        raise InputError(
+            f"{second}: its token for parallel drafting is {marks[1]}, that of {first} {marks[0]}; recover both with "
+            "parallel_tokens, or neither"
+        )
 
 
 def merge(target: Path, first: Path, second: Path, out: Path, settings: MergeSettings) -> None:

@@ -41,6 +41,10 @@ NO_UNITS = re.compile(
 ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*[^\W\d]*\W*")
 """A reference that is nothing but a number, perhaps with its unit."""
 
+ARTICLES = ("a", "an", "the")
+FEW_WORDS = 4
+"""A final answer of more words cannot be compared: it can be said in other words."""
+
 
 class Checkable(NamedTuple):
     """What an answer ends in, as far as it can be compared.
@@ -82,11 +86,10 @@ def checkable(answer: str) -> Checkable | None:
 
     None where there is no number.
     """
-    marked = list(FINAL.finditer(answer))
-    said = (marked[-1]["boxed"] or marked[-1]["rest"] or "") if marked else ""
-    said = GOES_ON.split(said)[0].rpartition("=")[2]
+    marked = _marked(answer)
+    said = "" if marked is None else marked
     numbers = list(NUMBER.finditer(said))
-    if not numbers:
+    if marked is None:
         said = answer
         together = list(TOGETHER.finditer(answer))
         numbers = list(NUMBER.finditer(answer, together[-1].start())) if together else []
@@ -95,6 +98,28 @@ def checkable(answer: str) -> Checkable | None:
     except InvalidOperation:
         return None
     return Checkable(values, _unit(said[numbers[-1].end() :])) if numbers else None
+
+
+def _marked(answer: str) -> str | None:
+    """What an answer marks as its final one; None where it marks nothing."""
+    marked = list(FINAL.finditer(answer))
+    if not marked:
+        return None
+    return GOES_ON.split(marked[-1]["boxed"] or marked[-1]["rest"] or "")[0].rpartition("=")[2]
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, without case, signs and articles."""
+    return [word for word in re.findall(r"\w+", text.casefold()) if word not in ARTICLES]
+
+
+def _says(rewrite: str, wanted: list[str]) -> bool:
+    """Whether a rewrite has these words as its final answer, or, where it marks none, anywhere."""
+    marked = _marked(rewrite)
+    if marked is not None:
+        return _words(marked) == wanted
+    words = _words(rewrite)
+    return any(words[place : place + len(wanted)] == wanted for place in range(len(words)))
 
 
 def _unit(behind: str) -> str | None:
@@ -108,11 +133,14 @@ def _unit(behind: str) -> str | None:
 def agrees(rewrite: str, reference: str) -> bool:
     """Whether the checkable answers are equal, units included where both have one.
 
-    A reference is checked that marks its final answer, or that is a number and nothing else: a rewrite must have that.
+    A reference is checked that marks its final answer, or that is a number and nothing else: a rewrite must have that. Where what
+    it marks is no number but a letter or a few words, those must be the rewrite's.
     """
-    wanted = checkable(reference) if FINAL.search(reference) or ALONE.fullmatch(reference) else None
+    marked = _marked(reference)
+    wanted = checkable(reference) if marked is not None or ALONE.fullmatch(reference) else None
     if wanted is None:
-        return True
+        words = _words(marked or "")
+        return not 0 < len(words) <= FEW_WORDS or _says(rewrite, words)
     found = checkable(rewrite)
     if found is None or found.numbers != wanted.numbers:
         return False

@@ -30,9 +30,9 @@ def growing(num_snapshots: int, gap: int) -> int | None:
 def sliding(remaining: int, steps: int, num_snapshots: int, gap: int) -> int | None:
     """The teacher once the target is reached: from about ``gap`` entries back, in equal intervals, to the intact model.
 
-    The paper's interval is I = max(1, steps // (N + 1)) and its phase remaining // I - gap. Rounded down like that, intervals are up
-    to half too short, and the teacher would leap forward to the student's newest snapshots, or, with fewer steps than snapshots,
-    far back. Here the interval is steps / (N + 1), which is the same where that is whole.
+    The paper's interval is I = max(1, steps // (N + 1)) and its phase remaining // I - gap. Rounded down like that, intervals are
+    up to half too short, and the teacher would leap forward to the student's newest snapshots, or, with fewer steps than
+    snapshots, far back. Here the interval is steps / (N + 1), which is the same where that is whole.
 
     Args:
         remaining: steps of the search that are left.

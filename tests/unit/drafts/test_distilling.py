@@ -52,7 +52,9 @@ def test_references_are_taken_as_they_are(target: Path, tmp_path: Path) -> None:
     assert {record["mode"] for record in records} == {"reference"}
 
 
-def test_a_mixture_splits_by_prompt_and_every_prompt_is_answered_once(target: Path, tmp_path: Path) -> None:
+def test_a_mixture_splits_by_prompt_and_every_prompt_is_answered_once(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = made(target, tmp_path, direct=1.0, rewrite=1.0, reference=1.0)
     assert sorted(record["place"] for record in records) == list(range(len(LINES)))
     found = read_prompts(tmp_path / "prompts.jsonl")
@@ -64,6 +66,12 @@ def test_a_mixture_splits_by_prompt_and_every_prompt_is_answered_once(target: Pa
         if record["mode"] == "rewrite":
             assert record["kind"] == "chat"
             assert (record["answer"] == found[record["place"]].reference) == (record["selected"] != "rewrite")
+    asked = [record["selected"] == "rewrite" for record in records if record["mode"] == "rewrite"]
+    references = sum(record["mode"] == "reference" for record in records)
+    said = f"{sum(asked)} rewrites, {len(asked) - sum(asked)} that gave way to their reference"
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert f"{references} references (of text to be continued, or by the mixture)" in shown
 
 
 def test_direct_needs_no_reference_and_the_others_name_the_prompt_that_lacks_one(target: Path, tmp_path: Path) -> None:

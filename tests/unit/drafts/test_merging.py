@@ -88,6 +88,40 @@ def test_parents_of_another_plan_or_target_are_refused(parents: dict[str, Path],
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"settings": {"from_scratch": True}, "inputs": {"pruned": "a"}},
+            "b: was trained from scratch; only recoveries",
+        ),
+        (
+            {"settings": {"from_scratch": False}, "inputs": {"pruned": "b"}},
+            "b: was recovered from other weights than .*a;",
+        ),
+    ],
+)
+def test_a_parent_that_comes_from_other_weights_is_refused(
+    parents: dict[str, Path], tmp_path: Path, record: dict[str, object], said: str
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(parents["first"], tmp_path / name)
+    (tmp_path / "a" / "run.json").write_text(json.dumps({"settings": {}, "inputs": {"pruned": "a"}}))
+    check_parents(checkpoint_hash(parents["target"]), tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=said):
+        check_parents(checkpoint_hash(parents["target"]), tmp_path / "a", tmp_path / "b")
+
+
+def test_a_parent_that_drafts_in_parallel_is_not_merged_with_one_that_does_not(
+    parents: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(parents["first"], tmp_path / "parallel")
+    pico.edit_config(tmp_path / "parallel", pard_token=7)
+    with pytest.raises(InputError, match=r"its token for parallel drafting is 7, that of .* None; recover both"):
+        check_parents(checkpoint_hash(parents["target"]), parents["second"], tmp_path / "parallel")
+
+
 def test_parents_with_other_channels_are_refused(parents: dict[str, Path], tmp_path: Path) -> None:
     for name, channels in (("a", (0, 1)), ("b", (2, 3))):
         plan = load_plan(parents["first"])

@@ -36,6 +36,11 @@ def test_the_number_that_an_answer_ends_in(answer: str, numbers: list[str] | Non
         ("The answer is 1/3", "answer: 1/2", False), ("One half, so 1/2", "answer: 1/2", True),
         ("at 10:45", "The answer is 10:30", False), ("the answer: 10:30 sharp", "The answer is 10:30", True),
         ("\\boxed{\\frac{1}{3}}", "\\boxed{\\frac{1}{2}}", False), ("\\boxed{\\frac{1}{2}}", "\\boxed{\\frac{1}{2}}", True),
+        ("12+3=15, so the answer is C", "12+3=15, so the answer is B", False), ("The answer is B.", "The answer is: b", True),
+        ("It must be B", "The answer is B", True), ("It must be C", "The answer is B", False),
+        ("Half of 4 is 2, the answer: two apples", "answer: Two apples.", True), ("answer: it depends on the 7 of them, "
+        "and on more than that", "Answer: they are called by 3 names in all of these places", False),
+        ("Anything at all", "answer: whatever it takes to say this in a few more words", True),
         ("that makes 5", "#### 5 apples", True), ("12 of them", "There were 3, then 4 came.", True),
     ],
 )  # fmt: skip

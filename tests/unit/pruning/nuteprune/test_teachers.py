@@ -1,5 +1,7 @@
 """Which version teaches when, against cases made by hand."""
 
+from itertools import pairwise
+
 import pytest
 
 from pruning.nuteprune import teachers
@@ -45,7 +47,7 @@ def test_a_slide_begins_where_the_growing_ended_and_never_leaps(num_snapshots, s
     found = [-1 if teacher is None else teacher for teacher in found]
     assert found[0] == teachers.growing(num_snapshots, 10) + 1
     largest = -(-(num_snapshots + 1) // steps)
-    assert all(0 <= before - after <= largest for before, after in zip(found, found[1:], strict=False))
+    assert all(0 <= before - after <= largest for before, after in pairwise(found))
     if steps > num_snapshots:
         assert found[-1] == -1
 
