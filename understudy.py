@@ -137,7 +137,9 @@ def prune(
     method: Annotated[
         str | None,
         typer.Option(
-            help="depth (layers go), cfsp, magnitude, wanda_sp, flap (FFNs become narrower) or nuteprune (masks)"
+            help="layers go: first_and_last, first, evenly_spaced, explicit, or by scores angular, block_influence, greedy_kl "
+            "(depth: angular where there is calibration text or --scores, else first_and_last); FFNs become narrower: cfsp, "
+            "magnitude, wanda_sp, flap; masks over heads and neurons: nuteprune"
         ),
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="folder that 'score' wrote")] = None,

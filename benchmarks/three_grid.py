@@ -6,8 +6,6 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import Field
-
 from stages.settings import Settings
 
 Rows = list[dict[str, Any]]
@@ -73,7 +71,6 @@ class Grid(Settings):
         learning_rate, adam_learning_rate: of recoveries, for matrices and for the rest.
         scratch_learning_rate, scratch_adam_learning_rate: likewise of new models.
         nuteprune_steps: search and fine-tuning together.
-        nuteprune_multiplier_rates: of its search, which has to arrive within so many steps, by the wanted sparsity.
     """
 
     quick: bool
@@ -109,7 +106,6 @@ class Grid(Settings):
     scratch_adam_learning_rate: float = 0.004
     lora_rank: int = 16
     nuteprune_steps: int = 160
-    nuteprune_multiplier_rates: dict[float, float] = Field(default_factory=lambda: {0.2: 10.0, 0.25: 10.0, 0.5: 30.0})
     judged_prompts: int = 60
     judged_tokens: int = 4
     served_prompts: int = 16

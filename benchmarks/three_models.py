@@ -134,7 +134,6 @@ class Workshop:
     def _masked(self, cell: Cell, export: Export) -> Path:
         values = {
             "sparsity": cell.sparsity, "teachers": cell.method.partition(":")[2], "steps": self.grid.nuteprune_steps,
-            "multiplier_rate": self.grid.nuteprune_multiplier_rates[cell.sparsity],
             "export": export, "seed": cell.seed, "calibration": (self.prompts,), "mixed_precision": "no",
         }  # fmt: skip
         settings = validate(NutePruneSettings, values, cell.slug)

@@ -38,10 +38,10 @@ class NutePruneSettings(Settings):
         exact: bring the widths to the wanted sparsity before fine-tuning; otherwise they are the masks' own.
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
-        multiplier_rate: learning rate of the Lagrangian's multipliers. No source gives it. It times the steps of the search decides
-            how far they grow: about 1,000 brings the reference target's masks there in time (EXPERIMENTS.md), where differences
-            of hidden states are in the tens, and three times that for half of the weights; with much less the search ends before
-            it gets there, which it then says, with much more it shoots past.
+        multiplier_rate: learning rate of the Lagrangian's multipliers; no source gives it. It times the steps of the search decides
+            how far they grow. None takes 7,200 sparsity^1.75 over those steps, which brings the reference target's masks to just
+            below the wanted sparsity (EXPERIMENTS.md), where differences of hidden states are in the tens; where they are larger,
+            give more. A search that falls a little short is better than one that goes too far, and each says so.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.
@@ -72,7 +72,7 @@ class NutePruneSettings(Settings):
     multiple_of: Count = 1
     initial_drop: Annotated[float, Field(gt=0, lt=1)] = 0.01
     mask_rate: Rate = 0.2
-    multiplier_rate: Rate = 8.0
+    multiplier_rate: Rate | None = None
     lora_rank: Count = 8
     lora_alpha: Rate = 16.0
     lora_rate: Rate = 1e-3
@@ -90,6 +90,16 @@ class NutePruneSettings(Settings):
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     mixed_precision: MixedPrecision = "auto"
     checkpoint_every_s: Rate = 120.0
+
+    @property
+    def search_steps(self) -> float:
+        """Steps of the search, where nothing ends it earlier."""
+        return self.steps * (1 - self.finetune_share)
+
+    @property
+    def rate_of_multipliers(self) -> float:
+        """``multiplier_rate``, or what it is by default."""
+        return self.multiplier_rate or 7200 * self.sparsity**1.75 / self.search_steps
 
     @model_validator(mode="after")
     def _something_teaches(self) -> Self:

@@ -32,15 +32,16 @@ def sliding(remaining: int, steps: int, num_snapshots: int, gap: int) -> int | N
 
     The paper's interval is I = max(1, steps // (N + 1)) and its phase remaining // I - gap. Rounded down like that, intervals are
     up to half too short, and the teacher would leap forward to the student's newest snapshots, or, with fewer steps than
-    snapshots, far back. Here the interval is steps / (N + 1), which is the same where that is whole.
+    snapshots, far back. Here the interval is steps / (N + 1), which is the same where that is whole, and what counts is what is
+    left after the step, so that the slide begins at the growing's last teacher and its last step is the intact model's.
 
     Args:
-        remaining: steps of the search that are left.
+        remaining: steps of the search that are left, this one among them.
         steps: how many were left when the target was reached.
         num_snapshots: N, as many as there were when it was reached.
         gap: as for ``growing``.
     """
-    phase = remaining * (num_snapshots + 1) // max(1, steps) - gap
+    phase = (remaining - 1) * (num_snapshots + 1) // max(1, steps) - gap
     return min(phase, num_snapshots - 1) if phase >= 0 and num_snapshots else None
 
 

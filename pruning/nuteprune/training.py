@@ -26,6 +26,9 @@ from stages.progress import log, progress
 
 CLIP = 1.0
 """Largest norm of the low-rank matrices' gradient."""
+FAR_ENOUGH = 0.9
+"""Share of the wanted sparsity from which on a search is not said to fall short: to cut the rest by the masks' order costs
+little."""
 
 
 class Trainer:
@@ -64,7 +67,7 @@ class Trainer:
         return {
             "masks": torch.optim.AdamW(masks, lr=self.settings.mask_rate, weight_decay=0.0),
             "lora": torch.optim.AdamW(parameters_of(self.state.lora), lr=self.settings.lora_rate, weight_decay=0.0),
-            "multipliers": multiplier_optimizer(self.state.multipliers, self.settings.multiplier_rate),
+            "multipliers": multiplier_optimizer(self.state.multipliers, self.settings.rate_of_multipliers),
         }
 
     def _finetuners(self) -> dict[str, torch.optim.Optimizer]:
@@ -93,8 +96,7 @@ class Trainer:
 
     def teacher(self) -> int | None:
         """Which snapshot teaches now; None for the intact model. Also notes when the target is reached."""
-        total = self.settings.steps * (1 - self.settings.finetune_share)
-        remaining = round(total * (1 - self.searched()))
+        remaining = round(self.settings.search_steps * (1 - self.searched()))
         with torch.no_grad():
             sparsity = float(expected(self.state.log_alphas, self.units))
         arrived = teachers.reached(sparsity, self.settings.sparsity, self.settings.snapshot_every)
@@ -213,17 +215,17 @@ class Trainer:
     def shortcomings(self) -> list[str]:
         """What a search that is over was asked for and did not do, a line each."""
         settings, found, lines = self.settings, self.state.figures["expected_sparsity"], []
-        remedy = f"raise steps ({settings.steps}) or multiplier_rate ({settings.multiplier_rate:g})"
-        if not teachers.reached(found, settings.sparsity, settings.snapshot_every):
+        rate = f"multiplier_rate ({settings.rate_of_multipliers:.3g})"
+        remedy = f"raise steps ({settings.steps}) or {rate}"
+        if found < FAR_ENOUGH * settings.sparsity:
             rest = "the rest is cut by the masks' order" if settings.exact else "the model stays larger"
             lines.append(
                 f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {remedy}"
             )
         elif found > settings.sparsity + settings.snapshot_every / 2:
             rest = "neurons are opened again to fit" if settings.exact else "the model gets smaller than that"
-            lower = f"lower multiplier_rate ({settings.multiplier_rate:g})"
             lines.append(
-                f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {lower}"
+                f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; lower {rate}"
             )
         if settings.teachers == "numerous" and all(step["teacher"] == "intact" for step in self.state.curve):
             taken, gap = len(self.state.snapshots), settings.teacher_gap

@@ -254,6 +254,29 @@ def test_weights_that_are_not_numbers_are_refused_with_their_layer(made, tmp_pat
         prune_masks(target, tmp_path / "out", settings(made["text"]))
 
 
+def test_the_multipliers_rate_follows_the_sparsity_and_the_steps_of_the_search():
+    text = (Path("text"),)
+    half, quarter = (NutePruneSettings(sparsity=share, calibration=text, steps=160) for share in (0.5, 0.25))
+    assert half.rate_of_multipliers == pytest.approx(7200 * 0.5**1.75 / 112)
+    assert half.rate_of_multipliers / quarter.rate_of_multipliers == pytest.approx(2**1.75)
+    assert NutePruneSettings(sparsity=0.5, calibration=text, steps=320).rate_of_multipliers == pytest.approx(
+        half.rate_of_multipliers / 2
+    )
+    assert NutePruneSettings(calibration=text, multiplier_rate=3).rate_of_multipliers == 3
+
+
+def test_a_search_that_falls_a_little_short_says_nothing():
+    wanted = NutePruneSettings(sparsity=0.5, calibration=(Path("text"),), multiplier_rate=20)
+    state = SimpleNamespace(figures={"expected_sparsity": 0.483}, curve=[{"teacher": 0}], snapshots=[1])
+    assert training.Trainer.shortcomings(SimpleNamespace(settings=wanted, state=state)) == []
+    state.figures["expected_sparsity"] = 0.44
+    (line,) = training.Trainer.shortcomings(SimpleNamespace(settings=wanted, state=state))
+    assert line == (
+        "the search ended at a sparsity of 0.440 instead of 0.5; the rest is cut by the masks' order; raise steps (200) or "
+        "multiplier_rate (20)"
+    )
+
+
 def test_a_search_that_goes_too_far_says_so():
     wanted = NutePruneSettings(sparsity=0.3, calibration=(Path("text"),), multiplier_rate=30)
     curve = [{"teacher": 0}]

@@ -22,12 +22,11 @@ def test_while_sparsity_grows_the_teacher_is_ten_snapshots_behind(num_snapshots,
 
 
 def test_after_the_target_the_teacher_slides_back_to_the_intact_model():
-    """20 snapshots, 210 steps: an interval of 10. 21 intervals remain first, so the teacher is at 21 - 10 = 11."""
+    """20 snapshots, 210 steps: an interval of 10. 20 whole ones are left after the first step: the teacher is at 20 - 10."""
     found = [teachers.sliding(remaining, 210, 20, 10) for remaining in range(210, 0, -1)]
-    assert found[0] == 11
-    assert found[1:11] == [10] * 10  # remaining 209 … 200
-    assert found[101:111] == [0] * 10  # remaining 109 … 100
-    assert found[111:] == [None] * 99
+    assert found[:10] == [10] * 10  # left after it 209 … 200
+    assert found[100:110] == [0] * 10  # 109 … 100
+    assert found[110:] == [None] * 100
     steps = [teacher for teacher in found if teacher is not None]
     assert steps == sorted(steps, reverse=True)
 
@@ -35,8 +34,9 @@ def test_after_the_target_the_teacher_slides_back_to_the_intact_model():
 def test_short_slides_stay_within_the_snapshots():
     assert teachers.sliding(40, 40, 3, 10) is None  # an interval of 10: phase 4 - 10
     assert teachers.sliding(40, 40, 0, 10) is None
-    assert teachers.sliding(5, 5, 3, 1) == 2  # phase 4 - 1, three snapshots
-    assert teachers.sliding(1, 0, 3, 1) == 2
+    assert teachers.sliding(5, 5, 3, 1) == 2  # phase 3 - 1
+    assert teachers.sliding(9, 9, 3, 0) == 2  # phase 3, three snapshots
+    assert teachers.sliding(1, 0, 3, 1) is None
 
 
 @pytest.mark.parametrize("num_snapshots", [17, 40])
@@ -45,11 +45,10 @@ def test_a_slide_begins_where_the_growing_ended_and_never_leaps(num_snapshots, s
     """Where steps // (N + 1) is rounded down, the paper's formula leaps ahead, and with fewer steps than snapshots far back."""
     found = [teachers.sliding(remaining, steps, num_snapshots, 10) for remaining in range(steps, 0, -1)]
     found = [-1 if teacher is None else teacher for teacher in found]
-    assert found[0] == teachers.growing(num_snapshots, 10) + 1
     largest = -(-(num_snapshots + 1) // steps)
-    assert all(0 <= before - after <= largest for before, after in pairwise(found))
-    if steps > num_snapshots:
-        assert found[-1] == -1
+    path = [teachers.growing(num_snapshots, 10), *found]
+    assert all(0 <= before - after <= largest for before, after in pairwise(path))
+    assert found[-1] == -1
 
 
 def test_the_schedule_turns_when_the_target_is_reached():
