@@ -224,6 +224,14 @@ class Workshop:
         return round(sum(seconds_of(folder) for folder in folders), 1)
 
 
+def _noted(part: Any) -> Any:
+    """What counts of a part that a stage is made from; of settings all but where texts lie and how the work is done."""
+    if not isinstance(part, Settings):
+        return part
+    noted = part.model_dump(mode="json", exclude={"calibration", *HARMLESS})
+    return {**noted, "multiplier_rate": part.rate_of_multipliers} if isinstance(part, NutePruneSettings) else noted
+
+
 class Recipe(Workshop):
     """Makes nothing, and notes what each stage of a cell's model would be made with: settings, and what prompts of its own."""
 
@@ -232,12 +240,7 @@ class Recipe(Workshop):
         self.stages: list[dict[str, Any]] = []
 
     def _make(self, stage: str, made_from: Sequence[Any], work: Callable[[Path], None]) -> Path:
-        used = [
-            part.model_dump(mode="json", exclude={"calibration", *HARMLESS}) if isinstance(part, Settings) else part
-            for part in made_from
-            if not isinstance(part, Path)
-        ]
-        noted = {stage: used}
+        noted = {stage: [_noted(part) for part in made_from if not isinstance(part, Path)]}
         if noted not in self.stages:
             self.stages.append(noted)
         return self._folder(stage, *made_from)

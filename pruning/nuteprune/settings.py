@@ -12,6 +12,9 @@ from stages.settings import MixedPrecision, Settings
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
+RATE, RATE_EXPONENT = 6490.0, 1.6
+"""The multipliers' rate by default is RATE * sparsity^RATE_EXPONENT / (steps of the search); fitted to the reference target."""
+
 
 class NutePruneSettings(Settings):
     """How masks and low-rank matrices are trained, and in which shape the model is written.
@@ -39,9 +42,9 @@ class NutePruneSettings(Settings):
         multiple_of: widths of MLPs are multiples of this.
         initial_drop: chance of a unit to be off at the start.
         multiplier_rate: learning rate of the Lagrangian's multipliers; no source gives it. It times the steps of the search decides
-            how far they grow. None takes 7,200 sparsity^1.75 over those steps, which brings the reference target's masks to just
-            below the wanted sparsity (EXPERIMENTS.md), where differences of hidden states are in the tens; where they are larger,
-            give more. A search that falls a little short is better than one that goes too far, and each says so.
+            how far they grow. None takes 6,490 sparsity^1.6 over those steps, which brings the reference target's masks to about
+            the wanted sparsity within some hundred steps (EXPERIMENTS.md), where differences of hidden states are in the tens;
+            where they are larger, give more. A search that falls a little short is better than one that goes too far.
         lora_alpha: LoRA is scaled by ``lora_alpha / lora_rank`` (no source gives it).
         hidden_weight: weight of the layers' summed mean squared differences of hidden states.
         hidden_loss: ``mse``, or ``relative``, each layer's divided by the teacher's mean square.
@@ -99,7 +102,7 @@ class NutePruneSettings(Settings):
     @property
     def rate_of_multipliers(self) -> float:
         """``multiplier_rate``, or what it is by default."""
-        return self.multiplier_rate or 7200 * self.sparsity**1.75 / self.search_steps
+        return self.multiplier_rate or RATE * self.sparsity**RATE_EXPONENT / self.search_steps
 
     @model_validator(mode="after")
     def _something_teaches(self) -> Self:

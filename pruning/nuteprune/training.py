@@ -27,8 +27,8 @@ from stages.progress import log, progress
 CLIP = 1.0
 """Largest norm of the low-rank matrices' gradient."""
 FAR_ENOUGH = 0.9
-"""Share of the wanted sparsity from which on a search is not said to fall short: to cut the rest by the masks' order costs
-little."""
+"""Share of the wanted sparsity from which on a search is not said to fall short where the rest is cut by the masks' order
+(``exact``): that costs little."""
 
 
 class Trainer:
@@ -150,6 +150,7 @@ class Trainer:
         settings, state = self.settings, self.state
         wanted = settings.sparsity if settings.exact else None
         state.final = final_masks(state.log_alphas, self.units, wanted, settings.export, settings.multiple_of)
+        state.figures["multiplier_rate"] = settings.rate_of_multipliers
         state.figures["expected_sparsity"] = float(expected(state.log_alphas, self.units).detach())
         rest = tuple(part for part in PARTS if part not in SEARCHED)
         state.lora |= self.resident.new_lora(rest, settings.lora_rank, state.generator)
@@ -216,8 +217,13 @@ class Trainer:
         """What a search that is over was asked for and did not do, a line each."""
         settings, found, lines = self.settings, self.state.figures["expected_sparsity"], []
         rate = f"multiplier_rate ({settings.rate_of_multipliers:.3g})"
-        remedy = f"raise steps ({settings.steps}) or {rate}"
-        if found < FAR_ENOUGH * settings.sparsity:
+        remedy = f"raise {rate}"
+        enough = FAR_ENOUGH * settings.sparsity
+        if (
+            found < enough
+            if settings.exact
+            else not teachers.reached(found, settings.sparsity, settings.snapshot_every)
+        ):
             rest = "the rest is cut by the masks' order" if settings.exact else "the model stays larger"
             lines.append(
                 f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {remedy}"
