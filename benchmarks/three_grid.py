@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from stages.settings import Settings
 
 Rows = list[dict[str, Any]]
 Export = Literal["uniform", "ragged"]
-Table = Literal["depth", "width", "structured", "acceptance", "speed", "cost"]
+Table = Literal["depth", "width", "structured", "acceptance", "exports", "speed", "cost"]
 
 BASELINES = ("magnitude", "wanda_sp", "flap")
 CRITERIA = ("cfsp:activation", "cfsp:paper", "cfsp:relative")
@@ -167,4 +167,5 @@ def cells_of(grid: Grid) -> list[Cell]:
         *(Cell("cost", m, grid.width_sparsities[-1], "important_first", first) for m in grid.recovered),
         *(Cell("cost", arm, grid.removed_layers[-1] / grid.num_layers, recovery_of(arm), first) for arm in ARMS),
     ]
-    return [*models, *judged, *served, *costs]
+    exported = [replace(cell, table="exports") for cell in served]
+    return [*models, *judged, *exported, *served, *costs]

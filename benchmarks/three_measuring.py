@@ -72,7 +72,7 @@ def exports_of(cell: Cell, grid: Grid) -> list[Export]:
 def made_with(cell: Cell, grid: Grid) -> dict[str, Any]:
     """All settings that a cell's figures come from: of its model's stages, and of what measures it."""
     recipe = Recipe(grid)
-    if cell.table == "speed":
+    if cell.table in ("exports", "speed"):
         for export in exports_of(cell, grid):
             recipe.pruned(cell, export)
     else:
@@ -83,7 +83,7 @@ def made_with(cell: Cell, grid: Grid) -> dict[str, Any]:
             "answers": judged_answers(grid).model_dump(mode="json", exclude=HARMLESS),
             "judging": judging_of(grid).model_dump(mode="json"),
         },
-        "speed": {**grid.model_dump(mode="json", include=SERVING), **evaluated},
+        "speed": grid.model_dump(mode="json", include=SERVING),
         "cost": {"repeats": grid.cost_repeats},
     }.get(cell.table, evaluated)
     return {"cell": cell.slug, "stages": recipe.stages, **own}
@@ -143,14 +143,19 @@ class Measuring:
             else:
                 mean = sum(v * f.positions for v, f in zip(values, found, strict=True)) / positions
             rows.append(row(cell, metric, mean, min(values), max(values)))
-        for temperature in sorted({f.temperature for f in found}):
-            own = [f for f in found if f.temperature == temperature]
-            steps = sum(f.positions / f.acceptance_lengths[-1] for f in own)
-            rows.append(row(cell, f"acceptance_length:{temperature:g}", sum(f.positions for f in own) / steps))
+        return rows
+
+    def exports(self, cell: Cell, folder: Path) -> Rows:
+        """What a model keeps of the target in each shape that it is served in."""
+        rows: Rows = []
+        for export in exports_of(cell, self.grid):
+            model, file = self.shop.pruned(cell, export), folder / f"{export}.json"
+            found = rows_of_evaluation(cell, evaluate(model, file, self.evaluation(), against=self.target_result()))
+            rows += [{**kept, "metric": f"{kept['metric']}:{export}"} for kept in found if kept["metric"] in KEPT]
         return rows
 
     def speed(self, cell: Cell, folder: Path) -> Rows:
-        """Served beside the target, plain decoding, in all exports that the grid names; and what each of them keeps."""
+        """Served beside the target, plain decoding, in all exports that the grid names."""
         exports = exports_of(cell, self.grid)
         models = {export: self.shop.pruned(cell, export) for export in exports}
         rows: Rows = []
@@ -159,9 +164,6 @@ class Measuring:
                 cell, {e: models[e] for e in exports[start : start + self.grid.served_at_once]}, folder
             )
         for export, model in models.items():
-            found = evaluate(model, folder / f"{export}.json", self.evaluation(), against=self.target_result())
-            kept = [r for r in rows_of_evaluation(cell, found) if r["metric"] in KEPT]
-            rows += [{**r, "metric": f"{r['metric']}:{export}"} for r in kept]
             rows += [row(cell, f"{name}:{export}", value) for name, value in self.size(model).items()]
             rows.append(
                 row(cell, f"weights_mib:{export}", sum(f.stat().st_size for f in model.glob("*.safetensors")) / 2**20)
@@ -218,7 +220,7 @@ class Measuring:
     def measure(self, cell: Cell, folder: Path) -> Rows:
         """All rows of a cell."""
         ways: dict[str, Callable[[Cell, Path], Rows]] = {
-            "acceptance": self.acceptance, "speed": self.speed, "cost": self.cost
+            "acceptance": self.acceptance, "exports": self.exports, "speed": self.speed, "cost": self.cost
         }  # fmt: skip
         return ways.get(cell.table, self.quality)(cell, folder)
 

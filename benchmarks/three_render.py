@@ -113,10 +113,6 @@ def _negative(figure: Figure | None) -> Figure | None:
     return None if figure is None else Figure(-figure.value, None, None)
 
 
-OVER_POSITIONS = "acceptance_length_over_positions"
-"""What was measured before lengths of kinds and temperatures were weighted by steps."""
-
-
 def two_sets_of_answers(cells: dict[str, dict[str, Any]]) -> str:
     """Says so where drafts were judged on answers that different devices have drawn."""
     devices: dict[str, list[str]] = {}
@@ -138,21 +134,16 @@ def two_sets_of_answers(cells: dict[str, dict[str, Any]]) -> str:
 def acceptance(rows: Rows) -> str:
     """Models as drafts of the target, the most accepted first."""
     found = figures(rows, "acceptance")
-    length = {key: own.get("acceptance_length") or own[OVER_POSITIONS] for key, own in found.items()}
-    order = sorted(found, key=lambda key: -length[key].value)
-    mark = {key: "" if "acceptance_length" in found[key] else "*" for key in found}
-    heads = [*NAMES, "acceptance length", "greedy answers", "at T = 1", "overlap", "agreement"]
+    order = sorted(found, key=lambda key: -found[key]["acceptance_length"].value)
+    heads = [*NAMES, "acceptance length", "overlap", "agreement"]
     lines = [
         [
             *_named(key),
-            cell(length[key]) + mark[key],
-            *(cell(found[key].get(f"acceptance_length:{temperature}")) for temperature in (0, 1)),
-            *(cell(found[key].get(name)) for name in ("overlap", "agreement")),
+            *(cell(found[key].get(name)) for name in ("acceptance_length", "overlap", "agreement")),
         ]
         for key in order
     ]
-    older = "\n\n\\* a mean over the answers' positions instead of steps, which is up to some 3 % more"
-    return _lines(heads, lines) + (older if any(mark.values()) else "")
+    return _lines(heads, lines)
 
 
 def same_arms(rows: Rows) -> str:
@@ -176,8 +167,9 @@ def same_arms(rows: Rows) -> str:
 
 def by_export(rows: Rows) -> str:
     """Models served beside the target."""
-    lines = []
+    lines, kept_in = [], figures(rows, "exports")
     for key, own in figures(rows, "speed").items():
+        own = {**kept_in.get(key, {}), **own}
         for export in sorted({name.partition(":")[2] for name in own}):
             metrics = ("speedup", "tokens_per_s", "weights_mib", "bits_ratio")
             parameters = _percent(_negative(own.get(f"parameters_removed:{export}")))
@@ -315,14 +307,18 @@ def side_by_side(rows: Rows) -> str:
     )
 
 
-def three_systems(record: dict[str, Any]) -> str:
-    """The whole section."""
+def three_systems(record: dict[str, Any], file: str = "benchmarks/three_systems.json") -> str:
+    """The whole section.
+
+    Args:
+        file: where the record is.
+    """
     rows, settings = record["rows"], record["settings"]
     present = {row["table"] for row in rows}
     parts = [
         "## Three systems",
-        f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: "
-        f"`benchmarks/three_systems.json`); up to {len(settings['seeds'])} seed(s), lm-evaluation-harness "
+        f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: `{file}`); "
+        f"up to {len(settings['seeds'])} seed(s), lm-evaluation-harness "
         f"{record['versions'].get('lm-eval', 'unknown')}. Tables made on: {made_on(record['cells'])}.",
         "Values are means over the seeds that were measured (*seeds* says how many, *by seed* the smallest and the largest); in "
         "brackets the 95 % interval over items, of several seeds the mean of theirs, because all are scored on the same items "

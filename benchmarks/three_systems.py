@@ -112,6 +112,7 @@ def run_grid(
     before: dict[str, Any] | None = None,
     save: Callable[[Found], None] = lambda found: None,
     jobs: int = 1,
+    fresh: bool = False,
 ) -> Found:
     """Measures what is not known yet.
 
@@ -120,6 +121,7 @@ def run_grid(
         seeds: likewise; empty means all.
         before: an earlier record, whose rows are taken where they still hold.
         save: called after each cell that was measured.
+        fresh: whether all that is asked for and not measured in ``out`` is, whatever the earlier record has of it.
         jobs: cells that are measured at a time, but for those of tables ``OF_THIS_MACHINE``, which need it for themselves.
     """
     found, asked = Found(), [c for c in cells if (not only or c.table in only) and (not seeds or c.seed in seeds)]
@@ -129,7 +131,7 @@ def run_grid(
             found.earlier[cell.slug] = (before or {})["cells"][cell.slug]
         if rows is not None:
             found.rows[cell.slug] = rows
-    elsewhere = {c.slug for c in asked if c.slug in found.earlier and not would_be_here(c, found.earlier[c.slug])}
+    elsewhere = {c.slug for c in asked if (made := found.earlier.get(c.slug)) and (fresh or not would_be_here(c, made))}
     if taken := sum(cell.slug in found.earlier and cell.slug not in elsewhere for cell in asked):
         log(f"{taken} of {len(asked)} cells are taken from the record of an earlier run; --fresh measures them here")
     missing = [cell for cell in asked if cell.slug not in found.rows or cell.slug in elsewhere]  # these stay until then
@@ -147,7 +149,7 @@ def run_grid(
     return found
 
 
-LONGEST_FIRST = ("structured", "depth", "width", "acceptance")
+LONGEST_FIRST = ("structured", "depth", "width", "exports", "acceptance")
 """Tables in the order in which several processes take a seed's cells, so that none is left with a long one at the end."""
 
 
@@ -271,7 +273,9 @@ def main(
     ),
     seeds: list[int] = typer.Option([], "--seed", help="measure the cells of this seed only; repeat for more"),
     fresh: bool = typer.Option(
-        False, "--fresh", help="take no figures from the published file: hours on two cores; goes on where it stopped"
+        False,
+        "--fresh",
+        help="measure what this folder has not, whatever the published file has: hours on two cores; goes on where it stopped",
     ),
     out: Path = typer.Option(
         Path("build/three-systems"), help="folder of the cells; '-quick' is added for the quick form"
@@ -288,17 +292,17 @@ def main(
     if strange := set(seeds) - set(grid.seeds):
         raise InputError(f"--seed {min(strange)}: no such seed; one of {', '.join(map(str, grid.seeds))}")
     file = place_of(quick, folder)
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not fresh else None
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def save(found: Found) -> None:
         write_text(file, json.dumps(record_of(found, cells, grid, folder), indent=1) + "\n")
 
-    found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs)
+    found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs, fresh)
     save(found)
     print(f"{file}: {len(found.rows)} of {len(cells)} cells")
     if file != PUBLISHED:  # which RESULTS.md shows
         tables = file.with_name("RESULTS.md")
-        write_text(tables, section(record_of(found, cells, grid, folder)) + "\n")
+        write_text(tables, section(record_of(found, cells, grid, folder), str(file)) + "\n")
         print(tables)
     if found.failed:
         raise CheckFailed(

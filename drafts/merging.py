@@ -28,7 +28,7 @@ from stages.settings import Settings
 NEARLY_PARALLEL = 1e-4
 """Below this sine of the angle the arc is straight within float32 and is walked linearly."""
 
-ADVICE = "only recoveries of the same pruned model can be merged"
+SAME_MODEL = "only recoveries of the same pruned model can be merged"
 
 
 class MergeSettings(Settings):
@@ -68,14 +68,17 @@ def check_parents(target_hash: str, first: Path, second: Path) -> None:
     plans = [load_plan(parent) for parent in (first, second)]
     for parent, plan in zip((first, second), plans, strict=True):
         plan.check_target(target_hash, str(parent / "plan.json"))
-    plans[1].check_same_parts(plans[0], str(second), str(first), ADVICE)
+    plans[1].check_same_parts(plans[0], str(second), str(first), SAME_MODEL)
     made = [read(parent) or {} for parent in (first, second)]
     for parent, record in zip((first, second), made, strict=True):
         if (record.get("settings") or {}).get("from_scratch"):
-            raise InputError(f"{parent}: was trained from scratch; {ADVICE}")
-    weights = [(record.get("inputs") or {}).get("pruned") for record in made]
+            raise InputError(f"{parent}: was trained from scratch (from_scratch); {SAME_MODEL}")
+    weights: list[Any] = [(record.get("inputs") or {}).get("pruned") for record in made]
     if None not in weights and weights[0] != weights[1]:
-        raise InputError(f"{second}: was recovered from other weights than {first}; {ADVICE}")
+        raise InputError(
+            f"{second}: was recovered from the weights {weights[1][:12]}, {first} from {weights[0][:12]}; recover both from the "
+            "same folder"
+        )
     marks = [read_json(parent / "config.json", "copy the draft again").get(CONFIG_KEY) for parent in (first, second)]
     if marks[0] != marks[1]:
         raise InputError(
@@ -88,7 +91,7 @@ def merge(target: Path, first: Path, second: Path, out: Path, settings: MergeSet
     """Writes the merged draft's checkpoint to ``out``; measure it like any other.
 
     Raises:
-        InputError: the parents are not of the same plan and target, or differ in shape.
+        InputError: the parents are not of the same plan and target, come from other weights, or differ in shape.
     """
     target_hash = checkpoint_hash(target)
     check_parents(target_hash, first, second)

@@ -28,9 +28,8 @@ ANNOUNCES_A_TURN = re.compile(r"^\s*(?:<\|?)?(?:user|assistant|human|system|ai)(
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w]*\d)")
 TOGETHER = re.compile(rf"{NUMBER.pattern}(?:\s*[/:]\s*{NUMBER.pattern})*")
 """Numbers that say one thing: a fraction, a ratio, a time of day."""
-FINAL = re.compile(
-    r"\\boxed\{(?P<boxed>(?:[^{}\n]|\{[^{}\n]*\})*)|(?:####|(?:final )?answer(?: is|:))\s*(?P<rest>[^\n}]*)", re.I
-)
+BOXED = re.compile(r"\\boxed\{(?P<said>(?:[^{}\n]|\{[^{}\n]*\})*)")
+FINAL = re.compile(r"(?:####(?=[^\n]*\d)|(?:final )?answer(?: is|:))\s*(?P<said>[^\n}]*)", re.I)
 GOES_ON = re.compile(r"[,.;!?](?=\s|$)|\b(?:because|since|as|so|which|after|when)\b", re.I)
 """Where what is said after the final answer begins."""
 UNIT = re.compile(r"[\s}\\]*([%°]|[a-zµμΩ]+(?:[/^][a-z0-9]+)*)", re.I)
@@ -42,7 +41,7 @@ ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*[^\W\d]*\W*")
 """A reference that is nothing but a number, perhaps with its unit."""
 
 ARTICLES = ("a", "an", "the")
-FEW_WORDS = 4
+FEW_WORDS = 3
 """A final answer of more words cannot be compared: it can be said in other words."""
 
 
@@ -100,25 +99,38 @@ def checkable(answer: str) -> Checkable | None:
     return Checkable(values, _unit(said[numbers[-1].end() :])) if numbers else None
 
 
+def _marks(answer: str) -> list[re.Match[str]]:
+    """Where an answer marks its final one; of "answer is \\boxed{x}" the box ends last."""
+    return [*BOXED.finditer(answer), *FINAL.finditer(answer)]
+
+
 def _marked(answer: str) -> str | None:
-    """What an answer marks as its final one; None where it marks nothing."""
-    marked = list(FINAL.finditer(answer))
-    if not marked:
+    """What an answer marks as its final one; None where it marks nothing that says anything."""
+    marks = _marks(answer)
+    if not marks:
         return None
-    return GOES_ON.split(marked[-1]["boxed"] or marked[-1]["rest"] or "")[0].rpartition("=")[2]
+    last = max(marks, key=lambda mark: mark.end())
+    said = GOES_ON.split(last["said"])[0].rpartition("=")[2]
+    return said if _words(said) else None
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, without case, signs and articles."""
-    return [word for word in re.findall(r"\w+", text.casefold()) if word not in ARTICLES]
+    """The words of a text, without case, signs, and LaTeX's commands."""
+    return re.findall(r"[\w+#]*\w[\w+#]*", re.sub(r"\\[A-Za-z]+", " ", text).casefold())
+
+
+def _but_articles(words: list[str]) -> list[str]:
+    """Without articles, where there are other words: "A" alone is a choice."""
+    return [word for word in words if word not in ARTICLES] or words
 
 
 def _says(rewrite: str, wanted: list[str]) -> bool:
     """Whether a rewrite has these words as its final answer, or, where it marks none, anywhere."""
     marked = _marked(rewrite)
     if marked is not None:
-        return _words(marked) == wanted
+        return _but_articles(_words(marked)) == wanted
     words = _words(rewrite)
+    words = words if set(wanted) & set(ARTICLES) else _but_articles(words)
     return any(words[place : place + len(wanted)] == wanted for place in range(len(words)))
 
 
@@ -136,10 +148,9 @@ def agrees(rewrite: str, reference: str) -> bool:
     A reference is checked that marks its final answer, or that is a number and nothing else: a rewrite must have that. Where what
     it marks is no number but a letter or a few words, those must be the rewrite's.
     """
-    marked = _marked(reference)
-    wanted = checkable(reference) if marked is not None or ALONE.fullmatch(reference) else None
+    wanted = checkable(reference) if _marks(reference) or ALONE.fullmatch(reference) else None
     if wanted is None:
-        words = _words(marked or "")
+        words = _but_articles(_words(_marked(reference) or ""))
         return not 0 < len(words) <= FEW_WORDS or _says(rewrite, words)
     found = checkable(rewrite)
     if found is None or found.numbers != wanted.numbers:

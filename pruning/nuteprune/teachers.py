@@ -42,7 +42,7 @@ def sliding(remaining: int, steps: int, num_snapshots: int, gap: int) -> int | N
         gap: as for ``growing``.
     """
     phase = (remaining - 1) * (num_snapshots + 1) // max(1, steps) - gap
-    return min(phase, num_snapshots - 1) if phase >= 0 and num_snapshots else None
+    return phase if phase >= 0 else None
 
 
 Schedule = Callable[[int, int, int | None], int | None]

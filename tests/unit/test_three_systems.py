@@ -32,7 +32,7 @@ FIELDS = {"table", "method", "sparsity", "recovery", "seed", "metric", "value", 
 def test_every_method_has_cells_and_every_cell_a_folder_of_its_own(grid) -> None:
     cells = cells_of(grid)
     assert {cell.method for cell in cells} == set(METHODS)
-    assert {cell.table for cell in cells} == {"depth", "width", "structured", "acceptance", "speed", "cost"}
+    assert {cell.table for cell in cells} == {"depth", "width", "structured", "acceptance", "exports", "speed", "cost"}
     assert len({cell.slug for cell in cells}) == len(cells)
     assert all(0 < cell.sparsity < 1 for cell in cells)
 
@@ -113,6 +113,12 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     }
     assert record_of(found, cells, QUICK, tmp_path / "one")["cells"][depth[0]]["cpu"] == "another"
     assert not {cell.slug for cell in cells if cell.table == "cost"} & found.earlier.keys()
+    counting = Counting()
+    fresh = run_grid(cells, QUICK, tmp_path / "five", counting, only=["depth"], before=before, fresh=True)
+    assert counting.asked == depth
+    assert len(fresh.rows) == len(cells) - 1, "the others' figures stay"
+    run_grid(cells, QUICK, tmp_path / "five", counting, only=["depth"], before=before, fresh=True)
+    assert counting.asked == depth, "what was measured here is not measured again"
     failing = Counting(next(cell.slug for cell in cells if cell.table == "cost"))
     kept = run_grid(cells, QUICK, tmp_path / "four", failing, before=before)
     assert failing.failing in kept.rows, "until it is measured anew, what was measured elsewhere stays"

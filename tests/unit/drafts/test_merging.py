@@ -93,11 +93,11 @@ def test_parents_of_another_plan_or_target_are_refused(parents: dict[str, Path],
     [
         (
             {"settings": {"from_scratch": True}, "inputs": {"pruned": "a"}},
-            "b: was trained from scratch; only recoveries",
+            r"b: was trained from scratch \(from_scratch\); only recoveries",
         ),
         (
             {"settings": {"from_scratch": False}, "inputs": {"pruned": "b"}},
-            "b: was recovered from other weights than .*a;",
+            "b: was recovered from the weights b, .*a from a; recover both",
         ),
     ],
 )

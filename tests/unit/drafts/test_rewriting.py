@@ -40,6 +40,13 @@ def test_the_number_that_an_answer_ends_in(answer: str, numbers: list[str] | Non
         ("It must be B", "The answer is B", True), ("It must be C", "The answer is B", False),
         ("Half of 4 is 2, the answer: two apples", "answer: Two apples.", True), ("answer: it depends on the 7 of them, "
         "and on more than that", "Answer: they are called by 3 names in all of these places", False),
+        ("The answer is B", "The answer is A", False), ("It is A", "The answer is: A", True),
+        ("The answer is C++", "answer: C", False), ("It must be a whale", "The answer is the whale", True),
+        ("So it is 5.", "The answer is:\n5", True), ("So it is 6.", "The answer is as follows: 5", False),
+        ("The answer is, therefore, 5", "#### 5", True), ("B", "The answer is \\boxed{B}", True),
+        ("\\boxed{B}", "The answer is $\\boxed{\\text{B}}$.", True), ("\\boxed{C}", "The answer is \\boxed{B}", False),
+        ("the answer is \\boxed{\\frac{1}{3}}", "the answer is \\boxed{\\frac{1}{2}}", False),
+        ("Quite other words", "#### Notes\nwhat to know", True),
         ("Anything at all", "answer: whatever it takes to say this in a few more words", True),
         ("that makes 5", "#### 5 apples", True), ("12 of them", "There were 3, then 4 came.", True),
     ],
