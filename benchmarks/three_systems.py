@@ -190,6 +190,8 @@ def _measured_side_by_side(
 
 
 KILLED = "its process was killed, perhaps for want of memory"
+INTERRUPTED = 130
+"""Exit code of a process that was interrupted."""
 
 
 def _measured_apart(
@@ -197,7 +199,7 @@ def _measured_apart(
 ) -> Iterator[tuple[Cell, Rows | str]]:
     """Measures cells in processes of their own; ends early where one of these is killed."""
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        asked = {pool.submit(_measured_or_why, cell, grid, out, measure): cell for cell in cells}
+        asked = {pool.submit(_measured_in_worker, cell, grid, out, measure): cell for cell in cells}
         try:
             for future in as_completed(asked):
                 yield asked[future], future.result()
@@ -205,6 +207,14 @@ def _measured_apart(
             log("a process was killed; the other cells are measured one by one")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after an interruption, nothing more is begun
+
+
+def _measured_in_worker(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows | str:
+    """In a process of its own, which an interruption ends: a pool's would go on with the next cell, with its parent gone too."""
+    try:
+        return _measured_or_why(cell, grid, out, measure)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
 
 
 def _measured_or_why(cell: Cell, grid: Grid, out: Path, measure: Callable[[Cell, Path], Rows]) -> Rows | str:

@@ -160,6 +160,26 @@ def test_a_process_that_is_killed_costs_its_own_cell_only(tmp_path: Path) -> Non
     assert set(found.rows) == {cell.slug for cell in cells} - {cells[1].slug}
 
 
+@dataclass
+class Interrupted:
+    """Measures nothing, notes what was asked, and is interrupted at each."""
+
+    notes: Path
+
+    def __call__(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        (self.notes / f"{os.getpid()}-{cell.slug}").touch()
+        raise KeyboardInterrupt
+
+
+def test_a_process_that_is_interrupted_begins_no_other_cell(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    cells = cells_of(QUICK)[:2]
+    found = run_grid(cells, QUICK, tmp_path, Interrupted(tmp_path / "notes"), jobs=2)
+    assert found.failed == {cell.slug: KILLED for cell in cells}
+    asked = [note.name.partition("-")[0] for note in (tmp_path / "notes").iterdir()]
+    assert len(asked) == len(set(asked)) >= len(cells)
+
+
 def test_a_stage_that_two_want_is_made_by_one_at_a_time(tmp_path: Path) -> None:
     inside: list[int] = []
 
