@@ -307,14 +307,9 @@ def side_by_side(rows: Rows) -> str:
     )
 
 
-def three_systems(record: dict[str, Any], file: str = "benchmarks/three_systems.json") -> str:
-    """The whole section.
-
-    Args:
-        file: where the record is.
-    """
-    rows, settings = record["rows"], record["settings"]
-    present = {row["table"] for row in rows}
+def _introduction(record: dict[str, Any], file: str) -> list[str]:
+    """The heading, where the figures come from, and how the tables are read."""
+    settings = record["settings"]
     parts = [
         "## Three systems",
         f"Command: `make results-three-systems{' QUICK=1' if settings['quick'] else ''}` (file: `{file}`); "
@@ -339,6 +334,18 @@ def three_systems(record: dict[str, Any], file: str = "benchmarks/three_systems.
         parts.append(
             "**Quick form: one seed and small budgets. It shows that the way is whole, not which system is ahead.**"
         )
+    return parts
+
+
+def three_systems(record: dict[str, Any], file: str = "benchmarks/three_systems.json") -> str:
+    """The whole section.
+
+    Args:
+        file: where the record is.
+    """
+    rows = record["rows"]
+    present = {row["table"] for row in rows}
+    parts = _introduction(record, file)
     sections: list[tuple[str, str, Callable[[], str]]] = [
         ("depth", "Fewer layers", lambda: quality(rows, "depth")),
         ("width", "Narrower FFNs", lambda: quality(rows, "width")),

@@ -218,12 +218,9 @@ class Trainer:
         settings, found, lines = self.settings, self.state.figures["expected_sparsity"], []
         rate = f"multiplier_rate ({settings.rate_of_multipliers:.3g})"
         remedy = f"raise {rate}"
-        enough = FAR_ENOUGH * settings.sparsity
-        if (
-            found < enough
-            if settings.exact
-            else not teachers.reached(found, settings.sparsity, settings.snapshot_every)
-        ):
+        arrived = teachers.reached(found, settings.sparsity, settings.snapshot_every)
+        is_enough = found >= FAR_ENOUGH * settings.sparsity if settings.exact else arrived
+        if not is_enough:
             rest = "the rest is cut by the masks' order" if settings.exact else "the model stays larger"
             lines.append(
                 f"the search ended at a sparsity of {found:.3f} instead of {settings.sparsity:g}; {rest}; {remedy}"
