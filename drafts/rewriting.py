@@ -37,7 +37,7 @@ NO_UNITS = re.compile(
     r"and|are|at|by|each|for|from|in|is|left|more|of|on|or|per|that|then|to|total|with|altogether|text", re.I
 )
 """Words behind a number that are none."""
-ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*[^\W\d]*\W*")
+ALONE = re.compile(rf"\W*{NUMBER.pattern}\W*(?:[^\W\d]+\W*)?")
 """A reference that is nothing but a number, perhaps with its unit."""
 
 ARTICLES = ("a", "an", "the")
@@ -116,7 +116,8 @@ def _marked(answer: str) -> str | None:
 
 def _words(text: str) -> list[str]:
     """The words of a text, without case, signs, and LaTeX's commands."""
-    return re.findall(r"[\w+#]*\w[\w+#]*", re.sub(r"\\[A-Za-z]+", " ", text).casefold())
+    parts = re.findall(r"[\w+#]+", re.sub(r"\\[A-Za-z]+", " ", text).casefold())
+    return [part for part in parts if part.strip("+#")]
 
 
 def _but_articles(words: list[str]) -> list[str]:

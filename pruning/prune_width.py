@@ -53,7 +53,7 @@ def _compensates(settings: WidthSettings) -> bool:
 def _widths(densities: Sequence[float], width: int, settings: WidthSettings) -> list[int]:
     """Widths of the layers as the export wants them."""
     rounding = (settings.sparsity, settings.round_to, settings.tolerance)
-    if settings.export == "uniform":
+    if settings.exported_as == "uniform":
         return allocation.uniform_widths(len(densities), width, *rounding)
     return allocation.ragged_widths(densities, width, *rounding)
 
@@ -115,7 +115,7 @@ def make_plan(
         num_layers=len(rows),
         method=settings.method,
         criterion=settings.ranked_by,
-        export=settings.export,
+        export=settings.exported_as,
         sparsity=settings.sparsity,
         realised_sparsity=1 - sum(widths) / (len(rows) * len(rows[0])),
         num_channels=len(rows[0]),

@@ -113,8 +113,9 @@ class WidthSettings(TextSettings):
     """Widths are multiples of this: 128 for large models on GPUs, 1 to 32 for small ones."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """How far the sparsity that the rounding leaves may be from the one asked for."""
-    export: Export = "uniform"
-    """``uniform``: the mean width in every layer, a plain model; ``ragged``: each layer its own, for our model class."""
+    export: Export | None = None
+    """``ragged``: each layer its own width, for our model class; ``uniform``: the mean width in every layer, a plain model that
+    loads everywhere and keeps much less; None: ragged where the allocation gives layers widths of their own."""
     bias_compensation: bool = True
     """Whether flap adds the mean of what it removes to the bias of down_proj; needs a family with biases in its FFNs."""
     calibration_tokens: Count = 32768
@@ -142,6 +143,11 @@ class WidthSettings(TextSettings):
     def allocated_by(self) -> str:
         """Name of the allocation."""
         return self.allocation or {"cfsp": "coarse", "flap": "standardised"}.get(self.method, "uniform")
+
+    @property
+    def exported_as(self) -> Export:
+        """The shape of the model."""
+        return self.export or ("uniform" if self.allocated_by == "uniform" else "ragged")
 
 
 DEPTH = "depth"

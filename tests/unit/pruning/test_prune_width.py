@@ -46,6 +46,24 @@ def test_every_method_goes_the_whole_way(method, export, target: Path, text: Pat
     assert {key for key in before if before[key] != after[key]} <= {"intermediate_size", "architectures", "model_type"}
 
 
+@pytest.mark.parametrize(
+    ("chosen", "export"),
+    [
+        ({}, "ragged"),
+        ({"method": "flap", "bias_compensation": False}, "ragged"),
+        ({"method": "magnitude"}, "uniform"),
+        ({"method": "wanda_sp", "allocation": "coarse"}, "ragged"),
+        ({"allocation": "uniform"}, "uniform"),
+        ({"export": "uniform"}, "uniform"),
+    ],
+)
+def test_a_model_is_ragged_where_the_allocation_gives_layers_widths_of_their_own(
+    chosen, export, target, text, tmp_path
+):
+    settings = WidthSettings(calibration=(text,), **FEW, **chosen)
+    assert prune_width(target, tmp_path / "out", settings).export == settings.exported_as == export
+
+
 @pytest.mark.parametrize("export", ["uniform", "ragged"])
 @pytest.mark.parametrize("case", pico.CASES, ids=lambda case: case.name)
 def test_every_family_gives_what_it_gives_with_those_channels_silenced(case, export, text: Path, tmp_path: Path):
@@ -79,17 +97,16 @@ def test_the_kept_channels_are_the_strongest_of_their_layer():
     made = make_plan(model, found, WidthSettings(**FEW), "any")
     for layer, row in enumerate(made.kept_channels):
         order = found.activations[layer].argsort(descending=True)
-        assert set(row) == set(order[:24].tolist())
+        assert set(row) == set(order[: len(row)].tolist())
     assert (
-        make_plan(
-            model, found, WidthSettings(allocation="coarse", export="ragged", method="flap", **FEW), "any"
-        ).down_bias
-        is not None
+        make_plan(model, found, WidthSettings(allocation="coarse", method="flap", **FEW), "any").down_bias is not None
     )
 
 
 def test_flap_keeps_the_mean_output_of_what_it_removes(target, text, tmp_path):
-    made = prune_width(target, tmp_path / "a", WidthSettings(method="flap", calibration=(text,), **FEW))
+    made = prune_width(
+        target, tmp_path / "a", WidthSettings(method="flap", export="uniform", calibration=(text,), **FEW)
+    )
     model, plain = checkpoint.load_model(target), AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert plain.config.mlp_bias
     assert made.down_bias is not None
@@ -117,7 +134,7 @@ def test_impossible_wishes_leave_no_folder(target, text, tmp_path):
             prune_width(folder, tmp_path / "out", WidthSettings(**{"calibration": (text,), **FEW, **changes}))
         assert not (tmp_path / "out").exists()
 
-    refused(r"sparsity 0.3 cannot be reached .* the nearest is 0\.3333", sparsity=0.3)
+    refused(r"sparsity 0.3 cannot be reached .* the nearest is 0\.3333", sparsity=0.3, export="uniform")
     refused(r"has \d+ tokens .*, 100000 are needed", calibration_tokens=100000)
     refused("no calibration text given", calibration=())
     made = prune_width(target, tmp_path / "ragged", WidthSettings(export="ragged", calibration=(text,), **FEW))
@@ -181,7 +198,7 @@ def test_shares_for_layers_that_are_to_be_equal_are_refused():
     with pytest.raises(
         ValidationError, match="allocation 'coarse' gives layers widths of their own; it needs export 'ragged'"
     ):
-        WidthSettings(allocation="coarse")
+        WidthSettings(allocation="coarse", export="uniform")
 
 
 def test_a_very_steep_allocation_is_no_error():
