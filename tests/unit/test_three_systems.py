@@ -277,6 +277,22 @@ def test_depths_recoveries_learn_answers_alone_and_their_budget_is_theirs(monkey
         assert (run_of(cell, QUICK).identity == run_of(cell, changed).identity) is is_same
 
 
+def test_a_merged_models_parents_have_a_kind_each_and_half_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shop, trained, merged = Workshop(QUICK, tmp_path), [], []
+    monkeypatch.setattr(shop, "pruned", lambda cell: Path("pruned"))
+    monkeypatch.setattr(shop, "answers", lambda mode, seed, kind=None, foreign=False: Path(f"{mode}-{kind}"))
+    monkeypatch.setattr(
+        shop, "_recovered", lambda pruned, data, s: trained.append((pruned.name, data.name, s.tokens, s.seed)) or data
+    )
+    monkeypatch.setattr(three_models, "merge", lambda *given: merged.append(given[1:4]))
+    made = shop.model(Cell("depth", "depth:merged", 0.25, "full", 1))
+    half = QUICK.depth_tokens // 2
+    assert trained == [("pruned", "direct-code", half, 1), ("pruned", "direct-chat", half, 1)]
+    assert merged == [(Path("direct-code"), Path("direct-chat"), made)]
+
+
 def record() -> dict[str, Any]:
     found, cells = Found(failed={"speed-x": "no engine"}), cells_of(FULL)
     for cell in cells[:-1]:
