@@ -264,6 +264,13 @@ def record_of(found: Found, cells: Sequence[Cell], grid: Grid, out: Path) -> dic
     }  # fmt: skip
 
 
+def says_more(record: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Whether a record says anything that the one before does not: one that measured nothing has no date or machine of its own."""
+    return before is None or any(
+        record[key] != before.get(key) for key in ("rows", "failed", "missing", "cells", "settings")
+    )
+
+
 def place_of(quick: bool, folder: Path) -> Path:
     """Where the result goes: the published file, but a quick form's not over a full one's."""
     if not quick or not PUBLISHED.is_file():
@@ -305,7 +312,9 @@ def main(
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def save(found: Found) -> None:
-        write_text(file, json.dumps(record_of(found, cells, grid, folder), indent=1) + "\n")
+        record = json.loads(json.dumps(record_of(found, cells, grid, folder)))
+        if says_more(record, before):
+            write_text(file, json.dumps(record, indent=1) + "\n")
 
     found = run_grid(cells, grid, folder, Measuring(grid, folder).measure, only, seeds, before, save, jobs, fresh)
     save(found)

@@ -19,7 +19,17 @@ from benchmarks.three_measuring import made_with
 from benchmarks.three_models import Workshop, alone, seconds_of
 from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, side_by_side, two_sets_of_answers
 from benchmarks.three_render import three_systems as section
-from benchmarks.three_systems import KILLED, Found, known, measured, record_of, run_grid, run_of, would_be_here
+from benchmarks.three_systems import (
+    KILLED,
+    Found,
+    known,
+    measured,
+    record_of,
+    run_grid,
+    run_of,
+    says_more,
+    would_be_here,
+)
 from pruning.nuteprune.settings import NutePruneSettings
 from stages import provenance
 from stages.errors import EngineError
@@ -104,9 +114,12 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     before["cells"] = {slug: {**made, "cpu": "another"} for slug, made in before["cells"].items()}
     left = run_grid(cells, QUICK, tmp_path / "three", Counting(), only=["depth"], before=before)
     assert len(left.rows) == len(cells) - 1, "what is not asked for is not thrown away"
+    nothing_new = json.loads(json.dumps(record_of(left, cells, QUICK, tmp_path / "three")))
+    assert not says_more({**nothing_new, "date": "2030-01-01"}, before)
     counting = Counting()
     found = run_grid(cells, QUICK, tmp_path / "two", counting, before=before)
     assert counting.asked == [cell.slug for cell in cells if cell.table == "cost"]
+    assert says_more(json.loads(json.dumps(record_of(found, cells, QUICK, tmp_path / "two"))), before)
     depth = [cell.slug for cell in cells if cell.table == "depth"]
     assert {slug: found.rows[slug] for slug in depth} == {
         slug: known(c, QUICK, tmp_path / "one") for c in cells if (slug := c.slug) in depth
