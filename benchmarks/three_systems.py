@@ -70,10 +70,10 @@ def published(cell: Cell, grid: Grid, record: dict[str, Any]) -> Rows | None:
 
 def would_be_here(cell: Cell, made: dict[str, Any]) -> bool:
     """Whether what was ``made`` elsewhere stands beside what is measured here: times of the same processor, drafts judged on
-    answers that the same kind of device has drawn."""
+    answers that the same kind of device has drawn. Older records do not say whether their processor multiplies bfloat16."""
     here = provenance.hardware()
     if cell.table in OF_THIS_MACHINE:
-        return bool(made["cpu"] == here["cpu"])
+        return bool(made["cpu"] == here["cpu"] and made.get("bfloat16") in (None, here["bfloat16"]))
     return cell.table != "acceptance" or made["gpus"] == here.get("gpus", [])
 
 
@@ -234,8 +234,8 @@ def origin_of(folder: Path) -> dict[str, Any]:
         return {}
     hardware = made["hardware"]
     return {
-        "cpu": hardware["cpu"], "gpus": hardware.get("gpus", []), "torch": made["versions"].get("torch"),
-        "date": made["date"][:10], "git_revision": made["git_revision"],
+        "cpu": hardware["cpu"], "bfloat16": hardware.get("bfloat16"), "gpus": hardware.get("gpus", []),
+        "torch": made["versions"].get("torch"), "date": made["date"][:10], "git_revision": made["git_revision"],
     }  # fmt: skip
 
 
@@ -248,8 +248,8 @@ def record_of(found: Found, cells: Sequence[Cell], grid: Grid, out: Path) -> dic
     today, there = datetime.date.today().isoformat(), [cell for cell in cells if cell.slug in found.rows]
     hardware = provenance.hardware()
     here = {
-        "cpu": hardware["cpu"], "gpus": hardware.get("gpus", []), "torch": provenance.versions().get("torch"),
-        "date": today, "git_revision": provenance.git_revision(),
+        "cpu": hardware["cpu"], "bfloat16": hardware["bfloat16"], "gpus": hardware.get("gpus", []),
+        "torch": provenance.versions().get("torch"), "date": today, "git_revision": provenance.git_revision(),
     }  # fmt: skip
     origins = {
         cell.slug: found.earlier.get(cell.slug)

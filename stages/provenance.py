@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.folders import MARK, write_text
+from stages.processor import multiplies_bfloat16
 from stages.progress import log
 
 FILE = MARK
@@ -54,9 +55,15 @@ def _cpu_model() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable cores, memory in GiB, and GPUs if torch is loaded and sees any."""
+    """Processor, usable cores, memory in GiB, and GPUs if torch is loaded and sees any.
+
+    Names of processors can hide their generation; whether they multiply bfloat16 decides what models are computed in.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    found: dict[str, Any] = {
+        "cpu": _cpu_model(), "bfloat16": multiplies_bfloat16(), "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+    }  # fmt: skip
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

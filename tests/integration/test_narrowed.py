@@ -47,12 +47,12 @@ SHAPE = {
 }  # fmt: skip
 CONFIGS: dict[str, PreTrainedConfig] = {
     "Qwen3": Qwen3Config(**SHAPE, tie_word_embeddings=True),
-    "Llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
+    "Llama": LlamaConfig(**SHAPE, tie_word_embeddings=False, mlp_bias=True),
     "Qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "Mistral": MistralConfig(**SHAPE, tie_word_embeddings=False, sliding_window=16),
 }
-"""Four layers with three key-value heads, each read by two query heads; embeddings tied and not, biases, a window shorter than
-the answers."""
+"""Four layers with three key-value heads, each read by two query heads; embeddings tied and not, biases in attention and in FFNs
+(as FLAP writes them), a window shorter than the answers."""
 
 
 def target(family: str) -> PreTrainedModel:

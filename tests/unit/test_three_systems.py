@@ -375,12 +375,15 @@ def test_drafts_that_were_judged_on_other_answers_are_named() -> None:
     assert two_sets_of_answers({"acceptance-a": {"gpus": []}, "depth-c": {"gpus": ["g"]}}) == ""
 
 
-def test_drafts_are_judged_anew_where_another_device_has_drawn_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "hardware", lambda: {"cpu": "c", "gpus": []})
+def test_what_another_kind_of_machine_decides_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "hardware", lambda: {"cpu": "c", "bfloat16": True, "gpus": []})
     judged = Cell("acceptance", "cfsp:paper", 0.5, NONE, 0)
     assert would_be_here(judged, {"cpu": "another", "gpus": []})
     assert not would_be_here(judged, {"cpu": "c", "gpus": ["g"]})
     assert would_be_here(CELL, {"cpu": "another", "gpus": ["g"]})
+    timed = replace(judged, table="cost")
+    there = [{"cpu": "c"}, {"cpu": "c", "bfloat16": True}, {"cpu": "c", "bfloat16": False}, {"cpu": "another"}]
+    assert [would_be_here(timed, made) for made in there] == [True, True, False, False]
 
 
 def test_the_section_has_every_table_and_names_what_failed() -> None:
