@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.errors import InputError
+from stages.ragged import RAGGED_ARCHITECTURE, RAGGED_TYPE
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,6 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-
-RAGGED_TYPE, RAGGED_ARCHITECTURE = "understudy_ragged_", "UnderstudyRagged"
-"""What stands before a family's names in the config.json of a model whose layers have shapes of their own."""
 
 
 def ragged_family(family: Family) -> Family:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.ragged import is_ragged, widest
+
 PROPOSER = "server.in_engine.direct_drafting.DirectProposer"
 ADDITIONAL = "understudy_draft"
 """Key of the engine's ``--additional-config`` that holds the draft's folder: ``custom_class`` has no place for it."""
@@ -14,7 +16,7 @@ SAMPLING = "understudy_draft_sampling"
 SAMPLE_METHODS = ("probabilistic", "greedy")
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
-"""Values of ``model_type`` in config.json that direct drafting computes."""
+"""Values of ``model_type`` in config.json that direct drafting computes, with layers of one shape or of their own."""
 
 SMALL_BYTES = 200_000_000
 """Weights of a draft up to here are run directly: beyond, arithmetic outweighs the dispatch that is saved."""
@@ -24,6 +26,11 @@ OPTIONS = {"method", "model", "num_speculative_tokens", "num_speculative_tokens_
 
 def unsupported(config: dict[str, Any]) -> str | None:
     """Why a checkpoint cannot be drafted with directly, told by its config.json; None if it can."""
+    if is_ragged(config):
+        try:
+            config = widest(config)
+        except ValueError as error:
+            return str(error)
     family = config.get("model_type")
     if family not in FAMILIES:
         return f"model_type {family!r} is none of {', '.join(FAMILIES)}"

@@ -15,14 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from pruning.families import RAGGED_TYPE
-
-LISTS = {
-    "layer_intermediate_sizes": "intermediate_size",
-    "layer_attention_heads": "num_attention_heads",
-    "layer_key_value_heads": "num_key_value_heads",
-}
-"""Lists of a ragged config, one entry per layer, and the key of a plain config that each stands for."""
+from stages.ragged import LISTS, RAGGED_TYPE
 
 
 class RaggedConfig(PreTrainedConfig):

@@ -16,7 +16,7 @@ from vllm.model_executor.models.mistral import MistralDecoderLayer
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
 from vllm.model_executor.models.utils import extract_layer_index
 
-from pruning.families import RAGGED_TYPE
+from stages.ragged import RAGGED_TYPE
 
 
 def _llama(vllm_config: VllmConfig, prefix: str, config: Any) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.drafting import unsupported
+from server.in_engine import draft_checkpoint
 from server.in_engine.draft_kernel import Cache, Weights, draft
 
 PRODUCTS = ("qkv", "output", "gate_up", "down", "head")
@@ -87,13 +87,8 @@ class DraftNetwork:
     """
 
     def __init__(self, folder: Path, eight_bit: bool = False):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.from_pretrained(folder)
-        refused = unsupported(config.to_dict())
-        if refused is not None:
-            raise ValueError(f"{folder}: {refused}")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = draft_checkpoint.load(folder)
+        config = model.config
         self.vocab_size: int = config.vocab_size
         self.num_kv_heads: int = config.num_key_value_heads
         self.num_heads: int = config.num_attention_heads

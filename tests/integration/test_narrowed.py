@@ -147,11 +147,11 @@ def test_the_engine_says_what_transformers_says(case: tuple[str, Export], folder
         torch.testing.assert_close(torch.tensor(found), prompt_logprobs(model, prompt), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["greedy", "probabilistic"])
+@pytest.mark.parametrize(("method", "direct"), [("greedy", False), ("probabilistic", True)])
 def test_a_narrowed_model_gets_a_draft_of_itself(
-    method: str, case: tuple[str, Export], folder: Path, engines: None, tmp_path: Path
+    method: str, direct: bool, case: tuple[str, Export], folder: Path, engines: None, tmp_path: Path
 ) -> None:
-    """Two of its layers, each as wide as it is there, propose; what is said is the narrowed model's own."""
+    """Two of its layers, each as wide as it is there, propose; what is said is the narrowed model's own, whoever runs them."""
     if case not in (("Llama", "ragged"), ("Qwen3", "uniform")):
         pytest.skip("one ragged and one plain model are enough")
     kept = (0, 2)
@@ -162,7 +162,12 @@ def test_a_narrowed_model_gets_a_draft_of_itself(
         "method": "draft_model", "model": str(tmp_path / "draft"), "num_speculative_tokens": 3, "draft_sample_method": method,
     }  # fmt: skip
     settings = EngineSettings(
-        model=folder, max_model_len=256, dtype="float32", log_file=tmp_path / "engine.log", speculative_config=drafted
+        model=folder,
+        max_model_len=256,
+        dtype="float32",
+        log_file=tmp_path / "engine.log",
+        speculative_config=drafted,
+        direct_drafting=direct,
     )
     with LocalEngine(settings, launch=launch_single()) as running:
         for prompt in PROMPTS:
@@ -176,3 +181,4 @@ def test_a_narrowed_model_gets_a_draft_of_itself(
             record = read_acceptance(answer)
             assert isinstance(record, AcceptanceRecord)
             assert record.num_draft_tokens > 0
+    assert ("drafting directly from" in (tmp_path / "engine.log").read_text(encoding="utf-8")) is direct

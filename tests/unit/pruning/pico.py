@@ -20,6 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from pruning.plan import WidthPlan
+
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -72,6 +74,21 @@ CASES = [
     Pico("qwen3-untied", Qwen3Config, {"head_dim": 8, "attention_bias": True}),
 ]
 LLAMA = CASES[0]
+
+
+WIDTHS, GROUPS = (20, 7, 48, 33, 1), ((0, 1), (1,), (0,), (0, 1), (1,))
+
+
+def a_plan(**changes: Any) -> WidthPlan:
+    """What stays of a case when each layer gets a shape of its own."""
+    generator = torch.Generator().manual_seed(3)
+    channels = tuple(tuple(sorted(torch.randperm(48, generator=generator)[:width].tolist())) for width in WIDTHS)
+    values = {
+        "target_sha256": "any", "architecture": "any", "num_layers": LAYERS, "method": "nuteprune",
+        "criterion": "masks", "export": "ragged", "sparsity": 0.5, "realised_sparsity": 0.5, "num_channels": 48,
+        "num_groups": 2, "kept_channels": channels, "kept_groups": GROUPS,
+    }  # fmt: skip
+    return WidthPlan(**{**values, **changes})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

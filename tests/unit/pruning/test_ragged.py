@@ -20,20 +20,9 @@ from stages.errors import InputError
 from stages.hashing import checkpoint_hash
 
 from . import pico
+from .pico import GROUPS, WIDTHS, a_plan
 
 CASES = pytest.mark.parametrize("case", pico.CASES, ids=lambda case: case.name)
-WIDTHS, GROUPS = (20, 7, 48, 33, 1), ((0, 1), (1,), (0,), (0, 1), (1,))
-
-
-def a_plan(**changes) -> WidthPlan:
-    generator = torch.Generator().manual_seed(3)
-    channels = tuple(tuple(sorted(torch.randperm(48, generator=generator)[:width].tolist())) for width in WIDTHS)
-    values = {
-        "target_sha256": "any", "architecture": "any", "num_layers": pico.LAYERS, "method": "nuteprune",
-        "criterion": "masks", "export": "ragged", "sparsity": 0.5, "realised_sparsity": 0.5, "num_channels": 48,
-        "num_groups": 2, "kept_channels": channels, "kept_groups": GROUPS,
-    }  # fmt: skip
-    return WidthPlan(**{**values, **changes})
 
 
 def masked(model: PreTrainedModel, plan: WidthPlan) -> PreTrainedModel:

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pruning.checkpoint import save_checkpoint
+from pruning.width import carry_out
 from server.drafting import unsupported
 from server.in_engine.draft_network import DraftNetwork
-from tests.unit.pruning.pico import CASES, LLAMA, Pico, ids, save
+from tests.unit.pruning.pico import CASES, LLAMA, Pico, a_plan, ids, save
 
 RUN = [case for case in CASES if unsupported(case.config().to_dict()) is None]
 REFUSED = [case for case in CASES if case not in RUN]
@@ -67,6 +70,37 @@ def test_native_steps_give_the_probabilities_of_transformers(case: Pico, tmp_pat
     same(network.logits(network.states(tokens[2][7:], 7, 3)), logits[2, 7:])  # chunks read what steps wrote
 
 
+@pytest.mark.parametrize("case", RUN, ids=lambda case: case.name)
+def test_layers_of_their_own_shapes_give_what_transformers_gives(case: Pico, tmp_path: Path) -> None:
+    ragged = carry_out(case.model(), a_plan())
+    save_checkpoint(ragged, save(case.model(), tmp_path / "target"), tmp_path / "draft")
+    state = torch.random.get_rng_state()
+    network, tokens = DraftNetwork(tmp_path / "draft"), ids(3, 20)
+    assert torch.equal(torch.random.get_rng_state(), state), "loading a draft draws no numbers of the engine's"
+    network.reserve(3, 40)
+    with torch.no_grad():
+        expected = ragged(tokens).logits
+    same(network.logits(network.states(tokens[0].tolist(), 0, 0)), expected[0])
+    network.read(tokens[1, :12].tolist(), 0, 1)
+    got = next_probabilities(network, [tokens[1, 12:].tolist(), tokens[2].tolist()], [12, 0], [1, 2])
+    same(got, torch.softmax(expected[1:, 19], -1))
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_a_ragged_model_is_refused_for_what_its_family_is_refused_for(case: Pico) -> None:
+    reason = str(unsupported(carry_out(case.model(), a_plan()).config.to_dict()))
+    assert "sliding-window" in reason or "'ministral' is none of" in reason
+
+
+def test_a_draft_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(carry_out(LLAMA.model(), a_plan()), save(LLAMA.model(), tmp_path / "target"), tmp_path / "draft")
+    weights = load_file(tmp_path / "draft" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "draft" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is missing \(1 in all\)"):
+        DraftNetwork(tmp_path / "draft")
+
+
 def test_tokens_are_drawn_where_the_number_falls_in_the_cumulative_sum(tmp_path: Path) -> None:
     network, logits = pico(LLAMA, tmp_path)
     tokens = ids(3, 20).tolist()
@@ -118,6 +152,14 @@ def test_what_is_not_computed_is_refused_by_name(case: Pico, tmp_path: Path) -> 
         ({"model_type": "gemma3"}, "gemma3"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {}}, "quantized"),
+        (
+            {
+                "model_type": "understudy_ragged_llama",
+                "layer_attention_heads": [4, 2, 4, 4, 4],
+                "layer_key_value_heads": [2] * 5,
+            },
+            "differ in how many query heads read a key-value head",
+        ),
     ],
 )
 def test_reasons_against_a_config(change: dict[str, object], reason: str) -> None:
