@@ -383,7 +383,10 @@ def made_on(cells: dict[str, dict[str, Any]]) -> str:
     """Which tables were made on which machine, with which torch and until when."""
     places: dict[tuple[str, str], tuple[dict[str, None], str]] = {}
     for slug, made in cells.items():
-        machine = " and ".join((*made.get("gpus", ()), made["cpu"]))
+        bfloat16 = {True: " (multiplies bfloat16)", False: " (without products of bfloat16)"}.get(
+            made.get("bfloat16"), ""
+        )
+        machine = " and ".join((*made.get("gpus", ()), made["cpu"] + bfloat16))
         tables, date = places.get((machine, made.get("torch") or "unknown"), ({}, ""))
         tables[slug.partition("-")[0]] = None
         places[machine, made.get("torch") or "unknown"] = (tables, max(date, made["date"]))

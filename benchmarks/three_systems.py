@@ -233,8 +233,9 @@ def origin_of(folder: Path) -> dict[str, Any]:
     if made is None:
         return {}
     hardware = made["hardware"]
+    told = {"bfloat16": hardware["bfloat16"]} if "bfloat16" in hardware else {}  # older ones do not tell
     return {
-        "cpu": hardware["cpu"], "bfloat16": hardware.get("bfloat16"), "gpus": hardware.get("gpus", []),
+        "cpu": hardware["cpu"], **told, "gpus": hardware.get("gpus", []),
         "torch": made["versions"].get("torch"), "date": made["date"][:10], "git_revision": made["git_revision"],
     }  # fmt: skip
 
@@ -253,7 +254,7 @@ def record_of(found: Found, cells: Sequence[Cell], grid: Grid, out: Path) -> dic
     }  # fmt: skip
     origins = {
         cell.slug: found.earlier.get(cell.slug)
-        or {"identity": value_hash(run_of(cell, grid).identity), **here, **origin_of(out / "cells" / cell.slug)}
+        or {"identity": value_hash(run_of(cell, grid).identity), **(origin_of(out / "cells" / cell.slug) or here)}
         for cell in there
     }
     return {
@@ -321,7 +322,7 @@ def main(
     print(f"{file}: {len(found.rows)} of {len(cells)} cells")
     if file != PUBLISHED:  # which RESULTS.md shows
         tables = file.with_name("RESULTS.md")
-        write_text(tables, section(record_of(found, cells, grid, folder), str(file)) + "\n")
+        write_text(tables, section(json.loads(file.read_text(encoding="utf-8")), str(file)) + "\n")
         print(tables)
     if found.failed:
         raise CheckFailed(

@@ -25,7 +25,7 @@ SPEAKS_OF_ITSELF = re.compile(
 )
 ANNOUNCES_A_TURN = re.compile(r"^\s*(?:<\|?)?(?:user|assistant|human|system|ai)(?:\|?>|\s*:)", re.I | re.M)
 
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w]*\d)")
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d++)(?:\.\d++)?(?:[eE][-+]?\d++)?(?!\w*\d)")
 TOGETHER = re.compile(rf"{NUMBER.pattern}(?:\s*[/:]\s*{NUMBER.pattern})*")
 """Numbers that say one thing: a fraction, a ratio, a time of day."""
 BOXED = re.compile(r"\\boxed\{(?P<said>(?:[^{}\n]|\{[^{}\n]*\})*)")

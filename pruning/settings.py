@@ -147,7 +147,8 @@ class WidthSettings(TextSettings):
     @property
     def exported_as(self) -> Export:
         """The shape of the model."""
-        return self.export or ("uniform" if self.allocated_by == "uniform" else "ragged")
+        is_even = self.allocated_by == "uniform" or (self.allocated_by == "coarse" and self.alpha == 0)
+        return self.export or ("uniform" if is_even else "ragged")
 
 
 DEPTH = "depth"

@@ -8,23 +8,16 @@ from typing import Any
 from pruning.families import FAMILIES, Family, family_of, ragged_family
 from pruning.plan import WidthPlan
 from stages.errors import InputError
-
-
-def num_groups(config: Any) -> int:
-    """Key-value heads of every layer of a config (a mapping or an object)."""
-    values = config if isinstance(config, dict) else config.to_dict()
-    return int(values.get("num_key_value_heads") or values["num_attention_heads"])
-
-
-def head_dim(values: dict[str, Any]) -> int:
-    """Width of a head."""
-    return int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"])
+from stages.ragged import head_dim, num_groups
 
 
 def check_uniform(config: Any, what: str) -> None:
     """Refuses a model whose layers have shapes of their own already."""
     if family_of(config).ragged:
-        raise InputError(f"{what} needs a model whose layers have one shape; give the target this one was made from")
+        raise InputError(
+            f"{what} needs a model whose layers have one shape; give the target this one was made from, or a model that was "
+            "narrowed with export 'uniform'"
+        )
 
 
 def _one(counts: Sequence[int], what: str) -> int:

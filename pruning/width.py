@@ -18,10 +18,11 @@ from pruning.calibration import Batch
 from pruning.families import family_of
 from pruning.plan import Rows, WidthPlan
 from pruning.ragged.config import RAGGED
-from pruning.shapes import check_uniform, head_dim, narrow_config, num_groups
+from pruning.shapes import check_uniform, narrow_config
 from pruning.surgery import build, fill
 from stages.errors import InputError
 from stages.progress import Advance
+from stages.ragged import head_dim, num_groups
 
 
 def check_width(config: Any, width: int) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.ragged import is_ragged, widest
+from stages.ragged import filled_up, is_ragged, zeros
 
 PROPOSER = "server.in_engine.direct_drafting.DirectProposer"
 ADDITIONAL = "understudy_draft"
@@ -28,7 +28,7 @@ def unsupported(config: dict[str, Any]) -> str | None:
     """Why a checkpoint cannot be drafted with directly, told by its config.json; None if it can."""
     if is_ragged(config):
         try:
-            config = widest(config)
+            config = filled_up(config)
         except ValueError as error:
             return str(error)
     family = config.get("model_type")
@@ -56,7 +56,11 @@ def can_be_direct(speculative_config: dict[str, Any] | None) -> bool:
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     except (OSError, ValueError):  # the engine says what is wrong with it
         return False
-    return unsupported(config) is None and 0 < weights <= SMALL_BYTES
+    if unsupported(config) is not None:
+        return False
+    if is_ragged(config):
+        weights += zeros(config) * (4 if "32" in str(config.get("dtype") or config.get("torch_dtype")) else 2)
+    return 0 < weights <= SMALL_BYTES
 
 
 def direct_arguments(speculative_config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

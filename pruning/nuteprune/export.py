@@ -16,8 +16,8 @@ from pruning.families import Family, family_of
 from pruning.nuteprune.masks import Masks
 from pruning.nuteprune.resident import Resident, Side
 from pruning.plan import Rows, WidthPlan
-from pruning.shapes import head_dim
 from pruning.surgery import build, fill
+from stages.ragged import head_dim
 
 
 def kept(mask: Tensor) -> tuple[int, ...]:

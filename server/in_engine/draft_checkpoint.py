@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from server.drafting import unsupported
-from stages.ragged import is_ragged, widest
+from stages.ragged import filled_up, is_ragged
 
 
 def load(folder: Path) -> Any:
-    """The model in float32; ragged layers are filled up with zeros to the widest's shape (``stages.ragged.widest``).
+    """The model in float32; ragged layers are filled up with zeros to one shape (``stages.ragged.filled_up``).
 
     Raises:
         ValueError: a checkpoint that is not computed here, and why.
@@ -24,7 +24,7 @@ def load(folder: Path) -> Any:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     reason = unsupported(values)
     if reason is None:
-        config = AutoConfig.for_model(**widest(values)) if is_ragged(values) else AutoConfig.from_pretrained(folder)
+        config = AutoConfig.for_model(**filled_up(values)) if is_ragged(values) else AutoConfig.from_pretrained(folder)
         reason = unsupported(config.to_dict())
     if reason is not None:
         raise ValueError(f"{folder}: {reason}")
@@ -41,9 +41,8 @@ def _fill(model: Any, folder: Path) -> None:
     """Copies a checkpoint's weights to the beginning of the model's; what is left of these becomes 0."""
     from safetensors.torch import load_file
 
-    places: dict[str, Tensor] = dict(
-        model.named_parameters()
-    )  # where the head shares the embeddings, it is not among them
+    # a head that shares the embeddings is not among the parameters
+    places: dict[str, Tensor] = dict(model.named_parameters())
     for file in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
             place = places.pop(name, None)

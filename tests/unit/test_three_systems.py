@@ -321,6 +321,7 @@ def test_tables_are_listed_by_the_machine_they_were_made_on() -> None:
     here = {"cpu": "c", "gpus": [], "torch": "2", "date": "2026-01-01"}
     there = {**here, "gpus": ["g"], "date": "2026-01-02"}
     cells = {"width-a": here, "depth-b": there, "depth-c": there, "speed-d": {**here, "date": "2026-01-03"}}
+    assert made_on({"cost-e": {**here, "bfloat16": True}}) == "c (multiplies bfloat16) with torch 2 (cost; 2026-01-01)"
     assert made_on(cells) == "c with torch 2 (width, speed; 2026-01-03); g and c with torch 2 (depth; 2026-01-02)"
 
 
@@ -403,6 +404,7 @@ def test_a_cell_says_where_it_was_measured_and_not_where_it_was_read(tmp_path: P
     (folder / "run.json").write_text(json.dumps(there))
     made = record_of(run_grid([CELL], QUICK, tmp_path, Counting()), [CELL], QUICK, tmp_path)["cells"][CELL.slug]
     assert (made["cpu"], made["gpus"], made["date"], made["git_revision"]) == ("another", ["g"], "2026-01-02", "abc")
+    assert "bfloat16" not in made, "what an older run.json does not say is not this machine's"
 
 
 def test_a_stage_that_was_interrupted_took_what_all_its_parts_took(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_every_method_goes_the_whole_way(method, export, target: Path, text: Pat
         ({"method": "magnitude"}, "uniform"),
         ({"method": "wanda_sp", "allocation": "coarse"}, "ragged"),
         ({"allocation": "uniform"}, "uniform"),
+        ({"alpha": 0}, "uniform"),
         ({"export": "uniform"}, "uniform"),
     ],
 )
@@ -95,6 +96,7 @@ def test_the_kept_channels_are_the_strongest_of_their_layer():
     model = pico.LLAMA.model()
     found = measure(model, [pad(pico.ids().tolist())])
     made = make_plan(model, found, WidthSettings(**FEW), "any")
+    assert sum(made.widths) == pico.LAYERS * 24
     for layer, row in enumerate(made.kept_channels):
         order = found.activations[layer].argsort(descending=True)
         assert set(row) == set(order[: len(row)].tolist())

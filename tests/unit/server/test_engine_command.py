@@ -146,6 +146,14 @@ def test_drafts_that_are_large_or_of_another_family_are_left_to_the_engine(draft
     assert not can_be_direct(None)
 
 
+def test_of_a_ragged_draft_the_zeros_count_that_fill_it_up(draft: Path) -> None:
+    shape = {"hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 8}
+    for widths, direct in (([4096, 4096], True), ([4096, 16384], False)):  # 3 x 4096 x 12288 zeros of two bytes
+        config = {"model_type": "understudy_ragged_llama", **shape, "layer_intermediate_sizes": widths}
+        (draft / "config.json").write_text(json.dumps(config))
+        assert can_be_direct({**DRAFT, "model": str(draft)}) is direct
+
+
 @pytest.mark.parametrize(("has", "dtype"), [(True, "bfloat16"), (False, "float32")])
 def test_a_cpu_computes_in_the_type_it_is_quick_at(monkeypatch: pytest.MonkeyPatch, has: bool, dtype: str) -> None:
     monkeypatch.setattr("stages.processor.multiplies_bfloat16", lambda: has)

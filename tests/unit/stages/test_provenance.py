@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.processor import multiplies_bfloat16
 from stages.provenance import Run, can_resume, read
 
 
@@ -19,6 +20,7 @@ def test_run_json_names_versions_hardware_and_cost(tmp_path: Path) -> None:
     record = read(tmp_path)
     assert record is not None
     assert {"date", "wall_s", "peak_memory_mib", "versions", "hardware", "git_revision"} <= set(record)
+    assert record["hardware"]["bfloat16"] is multiplies_bfloat16()
 
 
 def test_a_damaged_run_json_is_not_current(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruning.checkpoint import save_checkpoint
 from pruning.width import carry_out
@@ -84,6 +84,21 @@ def test_layers_of_their_own_shapes_give_what_transformers_gives(case: Pico, tmp
     network.read(tokens[1, :12].tolist(), 0, 1)
     got = next_probabilities(network, [tokens[1, 12:].tolist(), tokens[2].tolist()], [12, 0], [1, 2])
     same(got, torch.softmax(expected[1:, 19], -1))
+    rounded = DraftNetwork(tmp_path / "draft", eight_bit=True)
+    rounded.reserve(1, 40)
+    near = torch.softmax(rounded.logits(rounded.states(tokens[0].tolist(), 0, 0)), -1)
+    assert 0 < 0.5 * (near - torch.softmax(expected[0], -1)).abs().sum(-1).max() < 0.1
+
+
+def test_layers_may_all_have_fewer_heads_than_a_plain_model_of_that_width_could(tmp_path: Path) -> None:
+    case = Pico("eight-heads", LlamaConfig, {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8})
+    kept = ((0, 3, 5), (1, 2), (7,), (0, 1, 2), (4,))  # 32 dimensions are no multiple of three heads
+    ragged = carry_out(case.model(), a_plan(num_groups=8, kept_groups=kept))
+    save_checkpoint(ragged, save(case.model(), tmp_path / "target"), tmp_path / "draft")
+    network = DraftNetwork(tmp_path / "draft")
+    network.reserve(1, 40)
+    with torch.no_grad():
+        same(network.logits(network.states(ids(1, 20)[0].tolist(), 0, 0)), ragged(ids(1, 20)).logits[0])
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
@@ -158,7 +173,7 @@ def test_what_is_not_computed_is_refused_by_name(case: Pico, tmp_path: Path) -> 
                 "layer_attention_heads": [4, 2, 4, 4, 4],
                 "layer_key_value_heads": [2] * 5,
             },
-            "differ in how many query heads read a key-value head",
+            "not whole groups of 2 query heads",
         ),
     ],
 )
