@@ -107,12 +107,29 @@ def test_a_ragged_model_is_refused_for_what_its_family_is_refused_for(case: Pico
     assert "sliding-window" in reason or "'ministral' is none of" in reason
 
 
-def test_a_draft_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "cut", "reason"),
+    [
+        ("model.norm.weight", None, r"model\.norm\.weight is missing \(1 in all\)"),
+        (
+            "model.layers.1.mlp.up_proj.weight",
+            slice(5),
+            r"up_proj\.weight is \[5, 32\], but config\.json asks for \[7, 32\]",
+        ),
+        ("model.layers.0.self_attn.k_proj.weight", slice(8), r"k_proj\.weight is \[8, 32\], .* asks for \[16, 32\]"),
+        ("model.layers.2.mlp.down_proj.weight", slice(31), r"down_proj\.weight is \[31, 48\], .* asks for \[32, 48\]"),
+    ],
+)
+def test_a_ragged_draft_whose_weights_are_not_what_its_config_says_is_refused(
+    name: str, cut: slice | None, reason: str, tmp_path: Path
+) -> None:
     save_checkpoint(carry_out(LLAMA.model(), a_plan()), save(LLAMA.model(), tmp_path / "target"), tmp_path / "draft")
     weights = load_file(tmp_path / "draft" / "model.safetensors")
-    del weights["model.norm.weight"]
+    whole = weights.pop(name)
+    if cut is not None:
+        weights[name] = whole[cut].contiguous()
     save_file(weights, tmp_path / "draft" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.norm\.weight is missing \(1 in all\)"):
+    with pytest.raises(ValueError, match=reason):
         DraftNetwork(tmp_path / "draft")
 
 
