@@ -313,7 +313,7 @@ def main(
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def save(found: Found) -> None:
-        record = json.loads(json.dumps(record_of(found, cells, grid, folder)))
+        record = record_of(found, cells, grid, folder)
         if says_more(record, before):
             write_text(file, json.dumps(record, indent=1) + "\n")
 

@@ -29,6 +29,8 @@ def unsupported(config: dict[str, Any]) -> str | None:
     if is_ragged(config):
         try:
             config = filled_up(config)
+        except KeyError as error:
+            return f"its config.json has no {error}"
         except ValueError as error:
             return str(error)
     family = config.get("model_type")

@@ -17,11 +17,8 @@ from benchmarks import three_models
 from benchmarks.three_grid import FOREIGN, FULL, METHODS, NONE, QUICK, Cell, cells_of, models_of, row
 from benchmarks.three_measuring import made_with
 from benchmarks.three_models import Workshop, alone, seconds_of
-from benchmarks.three_render import figures, made_on, quality, same_arms, same_cut, side_by_side, two_sets_of_answers
-from benchmarks.three_render import three_systems as section
 from benchmarks.three_systems import (
     KILLED,
-    Found,
     known,
     measured,
     record_of,
@@ -114,12 +111,12 @@ def test_a_run_on_another_machine_goes_on_from_the_published_file(tmp_path: Path
     before["cells"] = {slug: {**made, "cpu": "another"} for slug, made in before["cells"].items()}
     left = run_grid(cells, QUICK, tmp_path / "three", Counting(), only=["depth"], before=before)
     assert len(left.rows) == len(cells) - 1, "what is not asked for is not thrown away"
-    nothing_new = json.loads(json.dumps(record_of(left, cells, QUICK, tmp_path / "three")))
+    nothing_new = record_of(left, cells, QUICK, tmp_path / "three")
     assert not says_more({**nothing_new, "date": "2030-01-01"}, before)
     counting = Counting()
     found = run_grid(cells, QUICK, tmp_path / "two", counting, before=before)
     assert counting.asked == [cell.slug for cell in cells if cell.table == "cost"]
-    assert says_more(json.loads(json.dumps(record_of(found, cells, QUICK, tmp_path / "two"))), before)
+    assert says_more(record_of(found, cells, QUICK, tmp_path / "two"), before)
     depth = [cell.slug for cell in cells if cell.table == "depth"]
     assert {slug: found.rows[slug] for slug in depth} == {
         slug: known(c, QUICK, tmp_path / "one") for c in cells if (slug := c.slug) in depth
@@ -306,76 +303,6 @@ def test_a_merged_models_parents_have_a_kind_each_and_half_of_the_budget(
     assert merged == [(Path("direct-code"), Path("direct-chat"), made)]
 
 
-def record() -> dict[str, Any]:
-    found, cells = Found(failed={"speed-x": "no engine"}), cells_of(FULL)
-    for cell in cells[:-1]:
-        values = {"retention": 0.9 - cell.sparsity / 2 + cell.seed / 100, "parameters_removed": cell.sparsity}
-        found.rows[cell.slug] = [
-            *(row(cell, metric, value, value - 0.1, value + 0.1) for metric, value in values.items()),
-            *(row(cell, name, 1.0) for name in ("acceptance_length", "overlap", "prune_s", "speedup:ragged")),
-        ]
-    return json.loads(json.dumps(record_of(found, cells, FULL, Path("nowhere"))))
-
-
-def test_tables_are_listed_by_the_machine_they_were_made_on() -> None:
-    here = {"cpu": "c", "gpus": [], "torch": "2", "date": "2026-01-01"}
-    there = {**here, "gpus": ["g"], "date": "2026-01-02"}
-    cells = {"width-a": here, "depth-b": there, "depth-c": there, "speed-d": {**here, "date": "2026-01-03"}}
-    assert made_on({"cost-e": {**here, "bfloat16": True}}) == "c (multiplies bfloat16) with torch 2 (cost; 2026-01-01)"
-    assert made_on(cells) == "c with torch 2 (width, speed; 2026-01-03); g and c with torch 2 (depth; 2026-01-02)"
-
-
-def test_arms_that_were_the_same_run_are_named() -> None:
-    arms = [(method, share) for share in (0.2, 0.5) for method in ("nuteprune:intact", "nuteprune:numerous")]
-    values = [0.9, 0.9, 0.7, 0.8]
-    rows = [
-        row(Cell("structured", method, share, "lora", 0), "retention", value)
-        for (method, share), value in zip(arms, values, strict=True)
-    ]
-    assert "At 20 % both arms" in same_arms(rows)
-    assert same_arms(rows[2:]) == ""
-
-
-def test_several_seeds_become_their_mean_and_are_no_surer_of_the_items() -> None:
-    found = figures(record()["rows"], "width")["cfsp:paper", 0.5, NONE]["retention"]
-    assert found.value == pytest.approx(0.66)
-    assert (found.low, found.high) == (pytest.approx(0.56), pytest.approx(0.76))
-    assert "| 66.0 [56.0, 76.0] | 65.0–67.0 |" in quality(record()["rows"], "width")
-
-
-def test_models_of_one_size_stand_beside_the_best_of_it() -> None:
-    lines = same_cut([
-        row(Cell("depth", "depth:sft", 0.2, "full", 0), "retention", 0.6),
-        row(Cell("depth", "depth:sft", 0.2, "full", 0), "parameters_removed", 0.2),
-        row(Cell("width", "cfsp:paper", 0.3, NONE, 0), "retention", 0.8),
-        row(Cell("width", "cfsp:paper", 0.3, NONE, 0), "parameters_removed", 0.21),
-        row(Cell("width", "cfsp:paper", 0.5, NONE, 0), "retention", 0.9),
-        row(Cell("width", "cfsp:paper", 0.5, NONE, 0), "parameters_removed", 0.4),
-    ]).splitlines()[2:]  # fmt: skip
-    assert "| 75.0 | cfsp:paper (none) |" in lines[0]
-    assert all("| 100.0 | itself |" in line for line in lines[1:])
-
-
-def test_models_are_compared_on_the_seeds_that_both_have() -> None:
-    merged, sft = (
-        Cell("depth", "depth:merged", 0.2, "full", 0),
-        [Cell("depth", "depth:sft", 0.2, "full", s) for s in (0, 1)],
-    )
-    rows = [row(cell, "parameters_removed", 0.2) for cell in (merged, *sft)]
-    rows += [row(cell, "retention", value) for cell, value in ((merged, 0.9), (sft[0], 1.0), (sft[1], 0.5))]
-    lines = same_cut(rows).splitlines()[2:]
-    assert "| depth:merged | full | 1 | 90.0 | 90.0 | depth:sft (full) |" in lines[0]
-    assert "| depth:sft | full | 2 | 75.0 | 100.0 | itself |" in lines[1]
-
-
-def test_drafts_that_were_judged_on_other_answers_are_named() -> None:
-    judged = {"acceptance-a": {"gpus": []}, "acceptance-b": {"gpus": ["g"]}, "acceptance-c": {"gpus": []}}
-    said = two_sets_of_answers({**judged, "depth-d": {"gpus": ["g"]}})
-    assert "drawn on processors, but for these" in said
-    assert said.endswith("on g: b.")
-    assert two_sets_of_answers({"acceptance-a": {"gpus": []}, "depth-c": {"gpus": ["g"]}}) == ""
-
-
 def test_what_another_kind_of_machine_decides_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "hardware", lambda: {"cpu": "c", "bfloat16": True, "gpus": []})
     judged = Cell("acceptance", "cfsp:paper", 0.5, NONE, 0)
@@ -385,15 +312,6 @@ def test_what_another_kind_of_machine_decides_is_measured_anew(monkeypatch: pyte
     timed = replace(judged, table="cost")
     there = [{"cpu": "c"}, {"cpu": "c", "bfloat16": True}, {"cpu": "c", "bfloat16": False}, {"cpu": "another"}]
     assert [would_be_here(timed, made) for made in there] == [True, True, False, False]
-
-
-def test_the_section_has_every_table_and_names_what_failed() -> None:
-    text = section(record())
-    assert text.count("\n### ") == 8
-    assert "speed-x: no engine" in text
-    assert f"1 of {len(cells_of(FULL))} cells have not been measured yet: 1 of table cost, seed 0." in text
-    for method in METHODS:
-        assert f"| {method} |" in text
 
 
 def test_a_cell_says_where_it_was_measured_and_not_where_it_was_read(tmp_path: Path) -> None:
@@ -414,14 +332,3 @@ def test_a_stage_that_was_interrupted_took_what_all_its_parts_took(tmp_path: Pat
     ):  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(record))
         assert seconds_of(tmp_path) == seconds
-
-
-def test_differences_are_of_the_seeds_that_both_sides_have() -> None:
-    def kept(method: str, recovery: str, seed: int, value: float) -> dict[str, Any]:
-        return row(Cell("depth", method, 0.25, recovery, seed), "retention", value)
-
-    rows = [kept("depth:selfdata", "full", seed, 0.9 + 0.01 * seed) for seed in (0, 1, 2)]
-    rows += [kept("depth:sft", "full", seed, 0.88) for seed in (0, 2)]
-    rows += [row(Cell("depth", "depth:selfdata", 0.5, "full", 0), "retention", 0.5)]  # with nothing beside it
-    lines = side_by_side(rows).splitlines()[2:]
-    assert lines == ["| depth:selfdata − depth:sft | 25 % | 2 | +3.0 (+2.0 to +4.0) | – | – |"]

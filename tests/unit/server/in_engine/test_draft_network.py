@@ -200,6 +200,10 @@ def test_reasons_against_a_config(change: dict[str, object], reason: str) -> Non
     assert reason in str(unsupported({**config, **change}))
 
 
+def test_a_ragged_config_that_is_not_whole_is_no_error() -> None:
+    assert unsupported({"model_type": "understudy_ragged_llama"}) == "its config.json has no 'num_hidden_layers'"
+
+
 def test_near_its_limit_the_cache_does_not_grow_by_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, _ = pico(LLAMA, tmp_path)
     grown: list[tuple[int, int]] = []
